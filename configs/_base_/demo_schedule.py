@@ -1,0 +1,28 @@
+# 30 epochs of 10 steps: AdamW, one-cycle learning rate. A checkpoint after each epoch, the last one kept.
+default_scope = 'mmdet'
+custom_imports = dict(imports=['ikd_fast.mmdet'])
+
+max_epochs = 30
+train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=max_epochs)
+val_cfg = dict(type='ValLoop')
+test_cfg = dict(type='TestLoop')
+optim_wrapper = dict(
+    type='OptimWrapper',
+    optimizer=dict(type='AdamW', lr=2e-3, weight_decay=1e-2),
+    clip_grad=dict(max_norm=10.0))
+param_scheduler = [
+    dict(type='OneCycleLR', eta_max=2e-3, pct_start=0.2, by_epoch=True, convert_to_iter_based=True,
+         total_steps=max_epochs),
+]
+default_hooks = dict(
+    timer=dict(type='IterTimerHook'),
+    logger=dict(type='LoggerHook', interval=10),
+    param_scheduler=dict(type='ParamSchedulerHook'),
+    checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=1),
+    sampler_seed=dict(type='DistSamplerSeedHook'))
+env_cfg = dict(mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0))
+log_processor = dict(type='LogProcessor', window_size=10, by_epoch=True)
+randomness = dict(seed=0)
+log_level = 'INFO'
+load_from = None
+resume = False

@@ -1,0 +1,8 @@
+"""Adversarial examples of a frozen teacher: which step, which objective, which views."""
+
+from .batch import AttackBatch, AttackOutput
+from .difgsm import OnlineDIFGSM
+from .diversity import DiversityDraw, draw_diversity
+from .objectives import Victim
+
+__all__ = ["AttackBatch", "AttackOutput", "DiversityDraw", "OnlineDIFGSM", "Victim", "draw_diversity"]

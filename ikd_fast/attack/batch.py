@@ -1,0 +1,47 @@
+"""What an attack hands to an objective, and what it gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class AttackBatch:
+    """One view of the batch: the images the victim sees in this step, and everything moved with them.
+
+    Attributes:
+        images: ``[N, C, H, W]`` perturbed view, requires grad.
+        clean: ``[N, C, H, W]`` the same view of the unperturbed images, no grad.
+        targets: the targets with boxes moved by the same input diversity.
+        sizes: (h, w) of each image before padding.
+        step: index of the gradient step, 0-based.
+    """
+
+    images: Tensor
+    clean: Tensor
+    targets: Any
+    sizes: Sequence[tuple[int, int]]
+    step: int
+
+
+@dataclass(frozen=True)
+class AttackOutput:
+    """Result of :class:`~ikd_fast.attack.OnlineDIFGSM`.
+
+    Attributes:
+        images: ``[N, C, H, W]`` adversarial images, units and dtype of the input, no grad.
+        delta: ``images - clean``.
+        objective: per gradient step, the objective before the step: ``[N]`` or a scalar (detached).
+        gradient_evals: gradients of the victim spent per image.
+        nonfinite: ``[N]`` bool: images whose gradient was not finite in some step; that step left them as they were.
+    """
+
+    images: Tensor
+    delta: Tensor
+    objective: list[Tensor] = field(default_factory=list)
+    gradient_evals: int = 0
+    nonfinite: Tensor | None = None

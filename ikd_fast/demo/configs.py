@@ -1,0 +1,62 @@
+"""The demo's mmdet configs, pointed at a data set, a seed and a length. Imports mmdet."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import ikd_fast.configs
+import ikd_fast.mmdet  # noqa: F401  (makes mmdet importable without compiled operators)
+from ikd_fast.demo.coco import Split
+from ikd_fast.demo.plan import Epochs
+from mmengine.config import Config
+
+ASSETS = Path(__file__).resolve().parent.parent / "assets"
+
+
+def demo_folder() -> Path:
+    """Where the packaged ``configs/demo`` lies."""
+    return Path(next(iter(ikd_fast.configs.__path__))) / "demo"
+
+
+def load(name: str, splits: dict[str, Split], *, evaluate: str = "val") -> Config:
+    """``configs/demo/NAME`` on the given data, its test loader on split ``evaluate``."""
+    cfg = Config.fromfile(demo_folder() / name)
+    for loader, split in (("train", "train"), ("val", "val"), ("test", evaluate)):
+        _point(cfg[f"{loader}_dataloader"].dataset, splits[split])
+        if loader != "train":
+            cfg[f"{loader}_evaluator"].ann_file = str(splits[split].root / splits[split].ann_file)
+    batch = min(cfg.train_dataloader.batch_size, splits["train"].images)
+    cfg.train_dataloader.batch_size = batch
+    model = cfg.model.get("student", cfg.model)
+    model.bbox_head.num_classes = len(splits["train"].classes)
+    return cfg
+
+
+def _point(dataset: Any, split: Split) -> None:
+    dataset.data_root = str(split.root)
+    dataset.ann_file = split.ann_file
+    dataset.data_prefix = dict(img=split.prefix)
+    dataset.metainfo = dict(classes=split.classes)
+
+
+def set_run(cfg: Config, work_dir: Path, epochs: Epochs, *, seed: int, init: Path | None) -> None:
+    """Length, seed and folder of a training run; it resumes where ``work_dir`` has a checkpoint, else starts from ``init``.
+
+    No evaluation inside the loop: it is done once, on the finished checkpoint.
+    """
+    cfg.work_dir = str(work_dir)
+    # Runners of one process share loggers and message hubs by this name.
+    cfg.experiment_name = f"{work_dir.name}_{time.time_ns()}"
+    cfg.train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=epochs.count, val_interval=epochs.count + 1)
+    cfg.param_scheduler[0].total_steps = epochs.count
+    cfg.randomness = dict(seed=seed)
+    cfg.train_dataloader.sampler = dict(type="ChunkSampler", chunk=epochs.length * cfg.train_dataloader.batch_size)
+    for transform in cfg.train_dataloader.dataset.pipeline:
+        if transform.type == "KeyedRandomCrop":
+            transform.seed = seed
+    cfg.resume = (work_dir / "last_checkpoint").is_file()
+    cfg.load_from = None if cfg.resume or init is None else str(init)
+    cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
+    cfg.test_cfg = cfg.test_dataloader = cfg.test_evaluator = None

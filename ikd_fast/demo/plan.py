@@ -1,0 +1,86 @@
+"""What a run will do: the settings that must not change between a start and its resume, and steps cut into epochs."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from ikd_fast.demo.errors import DemoError
+from ikd_fast.demo.files import write_json
+
+DEFAULT_STEPS, QUICK_STEPS = 300, 8
+STUDENTS = {"alone": "student.py", "fgd": "fgd.py", "fgd_ikd": "fgd_ikd.py"}
+"""The students by name, each with its config in ``configs/demo``."""
+
+TITLES = {"teacher": "teacher", "alone": "student alone", "fgd": "student + FGD", "fgd_ikd": "student + FGD + IKD"}
+_MADE = ("state.json", "summary.json", "summary.md", "teacher", "teacher.pth", "pictures", "runs")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides the result. A run directory belongs to one such set, except that seeds may be added."""
+
+    steps: int
+    seed: int
+    data: str
+    teacher: str
+    quick: bool
+
+
+@dataclass(frozen=True)
+class Epochs:
+    """``count`` epochs of ``length`` steps; a run can be resumed at the end of each."""
+
+    count: int
+    length: int
+
+    @property
+    def steps(self) -> int:
+        return self.count * self.length
+
+    @classmethod
+    def of(cls, steps: int, images: int, batch: int) -> Epochs:
+        """Cut ``steps`` into epochs no longer than one pass over the images, at least 20 where steps allow.
+
+        >>> Epochs.of(300, images=86, batch=8), Epochs.of(12, images=86, batch=8)
+        (Epochs(count=30, length=10), Epochs(count=2, length=6))
+        """
+        full = max(1, min(images // batch, max(10, steps // 20)))
+        count = math.ceil(steps / full)
+        return cls(count, math.ceil(steps / count))
+
+
+def claim(out: Path, settings: Settings, *, fresh: bool) -> bool:
+    """Make ``out`` the directory of a run with ``settings``; True if one is there to resume.
+
+    Raises:
+        DemoError: it holds a run with other settings, and ``fresh`` is not given. The message names each difference.
+    """
+    state = out / "state.json"
+    if fresh:
+        clear(out)
+    if not state.is_file():
+        write_json(state, asdict(settings))
+        return False
+    before, now = json.loads(state.read_text()), asdict(settings)
+    changed = [f"{key}: {before.get(key)!r} there, {now[key]!r} now" for key in now if before.get(key) != now[key]]
+    if changed:
+        raise DemoError(
+            f"{out} holds a run with other settings ({'; '.join(changed)}).\n"
+            "Repeat that command to resume it, write --out FOLDER for another one, or --fresh to start over here.",
+            usage=True,
+        )
+    return True
+
+
+def clear(out: Path) -> None:
+    """Delete what a run writes below ``out``, and nothing else; the data set stays."""
+    for name in (*_MADE, *(path.name for path in out.glob("student_*.pth"))):
+        path = out / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)

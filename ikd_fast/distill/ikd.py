@@ -1,0 +1,339 @@
+"""Algorithm 1 of IKD on any two nets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ikd_fast.attack import AttackOutput, OnlineDIFGSM
+from ikd_fast.augment import AdaptiveFreqAug
+from ikd_fast.losses import AdvFeatureLoss, KDLoss, build_loss
+from ikd_fast.pixels import PixelUnits
+
+from .norms import suspend_running_stats
+from .prepare import prepare_batch
+from .pyramids import MATCHES, match_pyramids
+from .schedule import StopAt
+from .step import StepBatch, StepOutput
+from .teacher import FrozenTeacher, run_tapped
+
+
+class IKD(nn.Module):
+    r"""Inconsistent knowledge distillation: one training step of a student under a frozen teacher.
+
+    .. math:: L = L_{GT}(x_{data}) + L_T(x_{data}) + \beta\, L_{adv}(x_{adv}), \quad
+              x_{data} = a_{data}(x), \; x_{adv} = x_{geo} + \delta
+
+    (Liang et al., ACM MM 2023, eq. 7 and Algorithm 1). x_geo is the image after the adaptive crop, x_data = x_geo + noise.
+    The clean branch has the task loss and the KD losses; the adversarial branch has the feature loss only, and no ground truth.
+
+    Args:
+        student: the net to train. Trainable parameters of the losses are in this module too: optimise ``ikd.parameters()``.
+        teacher: a net, which is frozen in place, or a :class:`FrozenTeacher`.
+        features: where feature maps come from: a module path (``"neck"``, ``"neck.fpn_convs.{i}.conv"``), a list of paths, or a
+            callable ``(net, images) -> maps``. Losses with the default source take this one.
+        teacher_features: the same for the teacher where its modules have other names.
+        losses: KD losses: :class:`KDLoss` objects or ``dict(type="FGDLoss", ...)``; weights are inside them.
+        attack: :class:`OnlineDIFGSM`, or None for no adversarial branch.
+        beta: weight of the adversarial feature loss. Published: 1e-5 (one-stage), 2.5e-7 (two-stage), for ``AdvFeatureLoss()``.
+        adv_loss: the loss of the adversarial branch.
+        augment: :class:`AdaptiveFreqAug`, or None.
+        stop_at: ``dict(epoch=16)``, ``dict(iter=N)`` or a fraction of ``total_steps``: from then on augmentation and adversarial
+            branch are off and cost nothing.
+        task_loss: ``(student, images, targets) -> Tensor | dict[str, Tensor]``, the one forward of the student on clean images.
+            Default ``student(images, targets)`` (torchvision's way). Where ``features`` is a callable it returns ``(loss, maps)``.
+        victim: what the attack differentiates. For ``objective="cls"``: ``(images, targets) -> class loss`` of the teacher, or
+            an object with ``cls_loss`` and ``features``. Not needed for ``"feature"`` and custom objectives.
+        call: ``(net, images) -> anything``: a forward for features only. Default ``net(images)``.
+        units: what float images are; default: what ``attack`` or ``augment`` say.
+        pad_divisor: lists of images are stacked and zero-padded to a multiple of this.
+        example: ``[1, C, H, W]`` probe that tells channel counts at construction.
+        token_grid: (h, w) of token features ``[N, L, C]``.
+        match: ``"resize"`` accepts maps of different stride; default: an error.
+
+    Shape:
+        ``step(images, targets, image_ids=ids, epoch=e, step=k) -> StepOutput``; images: list of ``[3, H, W]`` or
+        ``[N, 3, H, W]``, uint8 or float in ``units``; targets: list of dicts with ``boxes`` (xyxy pixels) and ``labels``.
+
+    >>> import torch
+    >>> from ikd_fast import AdvFeatureLoss
+    >>> net = lambda: nn.Sequential(nn.Conv2d(3, 4, 3, padding=1))
+    >>> ikd = IKD(net(), net(), features="0", losses=[AdvFeatureLoss()], units=PixelUnits(value_range=(0, 1)),
+    ...           attack=OnlineDIFGSM(objective="feature"), task_loss=lambda s, x, y: s(x).mean())
+    >>> boxes = torch.tensor([[1.0, 1.0, 9.0, 9.0]])
+    >>> out = ikd.step(torch.rand(1, 3, 16, 16), [dict(boxes=boxes, labels=torch.tensor([0]))], image_ids=[7], epoch=0)
+    >>> sorted(out.terms)
+    ['kd/adv', 'kd/adv_feature', 'task/task']
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module | FrozenTeacher,
+        *,
+        features: str | Sequence[str] | Callable = "neck",
+        teacher_features: str | Sequence[str] | Callable | None = None,
+        losses: Sequence[KDLoss | Mapping[str, Any]] = (),
+        attack: OnlineDIFGSM | None = None,
+        beta: float = 1e-5,
+        adv_loss: KDLoss | Mapping[str, Any] | None = None,
+        augment: AdaptiveFreqAug | None = None,
+        stop_at: Mapping[str, int] | float | None = None,
+        total_steps: int | None = None,
+        task_loss: Callable[[nn.Module, Tensor, Any], Any] | None = None,
+        victim: Any = None,
+        call: Callable[[nn.Module, Tensor], Any] | None = None,
+        units: PixelUnits | None = None,
+        pad_divisor: int = 1,
+        example: Tensor | None = None,
+        token_grid: tuple[int, int] | None = None,
+        match: str | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if match not in MATCHES:
+            raise ValueError(f"match must be one of {list(MATCHES)}, got {match!r}")
+        if not beta >= 0:
+            raise ValueError(f"beta must be >= 0, got {beta}")
+        self.student = student
+        self.call = call or (lambda net, images: net(images))
+        if not isinstance(teacher, FrozenTeacher):
+            teacher = FrozenTeacher(teacher, call=self.call, grid=token_grid)
+        self._teacher = teacher
+        self.features = features
+        self.teacher_features = features if teacher_features is None else teacher_features
+        self.losses = nn.ModuleList(build_loss(loss) for loss in losses)
+        self.attack = attack
+        self.beta = float(beta)
+        self.adv_loss = build_loss(adv_loss) if adv_loss is not None else AdvFeatureLoss()
+        self.augment = augment
+        self.stop_at = StopAt(stop_at, total_steps=total_steps)
+        self.task_loss = task_loss or (lambda net, images, targets: net(images, targets))
+        self.victim = victim
+        self.units = _units(units, attack, augment)
+        self.pad_divisor = pad_divisor
+        self.token_grid = token_grid
+        self.match = match
+        self.seed = seed
+        self._names = _unique_names(self.losses)
+        if attack is not None and attack.objective_name == "cls" and attack.steps and victim is None:
+            raise ValueError(
+                "attack objective 'cls' needs victim=: (images, targets) -> classification loss of the teacher, e.g. "
+                "victim=lambda x, y: F.cross_entropy(teacher(x), y, reduction='none'); or use objective='feature'"
+            )
+        self._bind(torch.zeros(1, 3, 128, 128) if example is None else example)
+
+    @property
+    def teacher(self) -> FrozenTeacher:
+        return self._teacher
+
+    @property
+    def adversarial(self) -> bool:
+        """Whether there is an adversarial branch at all."""
+        return self.attack is not None and self.beta > 0
+
+    def active(self, *, epoch: int, step: int) -> bool:
+        """Whether augmentation and adversarial branch are on at this point of the run."""
+        return self.stop_at.active(epoch=epoch, step=step)
+
+    def step(
+        self, images: Tensor | Sequence[Tensor], targets: Any, *, image_ids: Sequence[int | str] | Tensor, epoch: int, step: int = 0
+    ) -> StepOutput:
+        """One step of Algorithm 1: augment, attack, both branches, losses. Call ``.total.backward()`` on the result."""
+        return self(images, targets, image_ids=image_ids, epoch=epoch, step=step)
+
+    def forward(self, images, targets, *, image_ids, epoch, step=0) -> StepOutput:
+        """As :meth:`step`, so that ``DistributedDataParallel(ikd)`` works."""
+        active = self.active(epoch=epoch, step=step)
+        device = next(self.student.parameters()).device
+        batch = prepare_batch(
+            images, targets, image_ids=image_ids, epoch=epoch, step=step, active=active,
+            augment=self.augment if active else None, units=self.units, pad_divisor=self.pad_divisor, device=device,
+        )  # fmt: skip
+        return self.run(batch)
+
+    def run(self, batch: StepBatch) -> StepOutput:
+        """The step on a prepared batch (what adapters call)."""
+        ctx = batch.context(self.seed)
+        logs: dict[str, Tensor] = {}
+        terms, maps = self._clean_branch(batch)
+        if len(self.losses):
+            teacher_maps = self.teacher.pyramids(batch.clean, self._teacher_sources(self.losses), batch.sizes)
+            for loss, name, s, t in zip(self.losses, self._names, maps, teacher_maps, strict=True):
+                s, t = match_pyramids(s, t, loss.source, self.match)
+                terms[f"kd/{name}"] = _weighted(loss(s, t, ctx), 1.0, f"kd/{name}", logs)
+        if self.adversarial and batch.active:
+            adversarial = self.craft(batch)
+            terms["kd/adv"] = self._adversarial_branch(batch, adversarial, ctx, logs)
+            logs.update(self._attack_logs(adversarial))
+        total = torch.stack([t.float() for t in terms.values()]).sum()
+        if batch.plan is not None:
+            logs["aug/crop_frac"] = torch.tensor(float(batch.plan.crop_frac))
+            logs["aug/noise_frac"] = torch.tensor(float(batch.plan.noise_frac))
+        for name, term in terms.items():
+            logs[f"share/{_log_key(name)}"] = (term / total).detach()
+        return StepOutput(total, terms, logs, batch.plan)
+
+    def craft(self, batch: StepBatch) -> AttackOutput:
+        """Adversarial examples of the teacher on x_geo."""
+        if self.attack is None:
+            raise RuntimeError("this IKD has no attack: build it with attack=OnlineDIFGSM(...)")
+        victim = _StepVictim(self, batch.sizes)
+        return self.attack(
+            victim, batch.geo, batch.targets, image_ids=batch.image_ids, epoch=batch.epoch, sizes=batch.sizes, units=self.units
+        )
+
+    def _clean_branch(self, batch: StepBatch) -> tuple[dict[str, Tensor], list[list[Tensor]]]:
+        targets = batch.targets if batch.task_targets is None else batch.task_targets
+        sources = [self._source(loss, self.features) for loss in self.losses]
+        if not any(callable(s) for s in sources):
+            result: list[Any] = []
+            maps = run_tapped(
+                self.student, sources, lambda: result.append(self.task_loss(self.student, batch.clean, targets)), batch.clean, self.token_grid
+            )
+            value = result[0] if result else self.task_loss(self.student, batch.clean, targets)
+        else:
+            value, *rest = _pair(self.task_loss(self.student, batch.clean, targets))
+            maps = [rest[0]] * len(sources)
+        return _task_terms(value), maps
+
+    def _adversarial_branch(self, batch, adversarial: AttackOutput, ctx, logs) -> Tensor:
+        images = adversarial.images
+        source = self._source(self.adv_loss, self.features)
+        with suspend_running_stats(self.student):
+            (s,) = run_tapped(self.student, [source], lambda: self.call(self.student, images), images, self.token_grid)
+        (t,) = self.teacher.pyramids(images, self._teacher_sources([self.adv_loss]), batch.sizes)
+        s, t = match_pyramids(s, t, source, self.match)
+        return _weighted(self.adv_loss(s, t, ctx), self.beta, "kd/adv", logs)
+
+    def _attack_logs(self, out: AttackOutput) -> dict[str, Tensor]:
+        grey = self.units.grey_level(out.delta) if self.units is not None else 1.0
+        logs = {"attack/linf": (out.delta / grey).abs().amax()}
+        if out.objective:
+            first, last = out.objective[0].float().mean(), out.objective[-1].float().mean()
+            logs["attack/objective"] = first
+            if len(out.objective) > 1:
+                logs["attack/gain"] = last / first
+        if out.nonfinite is not None:
+            logs["attack/nonfinite"] = out.nonfinite.float().sum()
+        return logs
+
+    def _source(self, loss: KDLoss, default: Any) -> Any:
+        return default if loss.source == "neck" else loss.source
+
+    def _teacher_sources(self, losses) -> list[Any]:
+        return [self._source(loss, self.teacher_features) for loss in losses]
+
+    @torch.no_grad()
+    def _bind(self, example: Tensor) -> None:
+        """A probe forward of each net: channel counts, levels, and a teacher that gives finite features."""
+        losses = [*self.losses, *([self.adv_loss] if self.adversarial else [])]
+        if not losses:
+            return
+        parameter = next(self.student.parameters())
+        example = example.to(parameter.device, parameter.dtype)
+        modes = {module: module.training for module in self.student.modules()}
+        self.student.eval()
+        try:
+            student = run_tapped(
+                self.student,
+                [self._source(loss, self.features) for loss in losses],
+                lambda: self.call(self.student, example),
+                example,
+                self.token_grid,
+            )
+        finally:
+            for module, training in modes.items():
+                module.training = training
+        # Zeros cannot tell a healthy net from a dead one; noise of the images' size can.
+        noise = torch.randn(example.shape, generator=torch.Generator().manual_seed(0)).to(example)
+        teacher = self.teacher.pyramids(noise, self._teacher_sources(losses))
+        for loss, s, t in zip(losses, student, teacher, strict=True):
+            s, t = match_pyramids(s, t, loss.source, self.match)
+            bad = [i for i, m in enumerate(t) if not bool(m.isfinite().all())]
+            if bad:
+                raise ValueError(f"the teacher's features are not finite at levels {bad} of {loss.source!r}: check its checkpoint")
+            loss.bind([m.shape[1] for m in s], [m.shape[1] for m in t])
+            loss.to(parameter.device)
+
+
+class _StepVictim:
+    """The teacher as the attack sees it, for the sizes of one batch."""
+
+    def __init__(self, ikd: IKD, sizes: list[tuple[int, int]]) -> None:
+        self.ikd, self.sizes = ikd, sizes
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        if hasattr(self.ikd.victim, "features"):
+            return self.ikd.victim.features(images)
+        sources = self.ikd._teacher_sources([self.ikd.adv_loss])
+        return self.ikd.teacher.watch(images, sources, self.sizes)[0]
+
+    def cls_loss(self, images: Tensor, targets: Any) -> Tensor:
+        victim = self.ikd.victim
+        convert = self.ikd.teacher.convert
+        images = images if convert is None else convert(images, self.sizes)
+        return victim.cls_loss(images, targets) if hasattr(victim, "cls_loss") else victim(images, targets)
+
+
+def _units(units: PixelUnits | None, attack: OnlineDIFGSM | None, augment: AdaptiveFreqAug | None) -> PixelUnits | None:
+    """One declaration is enough; two must agree."""
+    undeclared = PixelUnits()
+    said = {
+        name: value
+        for name, value in (("units", units), ("attack", getattr(attack, "units", None)), ("augment", getattr(augment, "units", None)))
+        if value is not None and value != undeclared
+    }
+    if len(set(map(repr, said.values()))) > 1:
+        raise ValueError(f"units, attack and augment describe the images differently: {said}")
+    return next(iter(said.values()), None)
+
+
+def _unique_names(losses: Any) -> list[str]:
+    names: list[str] = []
+    for loss in losses:
+        name, k = loss.name, 1
+        while name in names:
+            name, k = f"{loss.name}_{k}", k + 1
+        names.append(name)
+    return names
+
+
+def _weighted(value: Tensor | Mapping[str, Tensor], weight: float, key: str, logs: dict[str, Tensor]) -> Tensor:
+    """Weighted sum of a loss's levels, each logged."""
+    if isinstance(value, Tensor):
+        return weight * value
+    for level, term in value.items():
+        logs[_log_key(f"{key}.{level}")] = weight * term.detach()
+    return weight * torch.stack(list(value.values())).sum()
+
+
+def _log_key(name: str) -> str:
+    """Trainers sum what is called a loss; what is only logged must not be."""
+    return name.removeprefix("task/").replace("loss_", "").replace("loss", "l")
+
+
+def _pair(value: Any) -> tuple[Any, Any]:
+    if not (isinstance(value, tuple) and len(value) == 2):
+        raise TypeError(
+            "features is a callable, so task_loss must return (loss, maps): the student's clean forward is run once; "
+            f"got {type(value).__name__}"
+        )
+    return value
+
+
+def _task_terms(value: Any) -> dict[str, Tensor]:
+    if isinstance(value, Tensor):
+        value = {"task": value}
+    if not isinstance(value, Mapping) or not value:
+        raise TypeError(f"task_loss must return a scalar Tensor or a dict of scalars, got {type(value).__name__}")
+    terms = {}
+    for name, term in value.items():
+        if not isinstance(term, Tensor) or term.dim() != 0:
+            got = list(term.shape) if isinstance(term, Tensor) else type(term).__name__
+            raise TypeError(f"task_loss[{name!r}] must be a scalar Tensor, got {got}")
+        terms[f"task/{name}"] = term
+    return terms

@@ -1,0 +1,22 @@
+"""Batch statistics without a trace: the adversarial pass must not move the student's running averages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+@contextmanager
+def suspend_running_stats(net: nn.Module) -> Iterator[None]:
+    """Norms in training mode go on using batch statistics but do not update running mean, variance or counters."""
+    live = [m for m in net.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
+    for module in live:
+        module.track_running_stats = False
+    try:
+        yield
+    finally:
+        for module in live:
+            module.track_running_stats = True

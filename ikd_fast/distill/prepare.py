@@ -1,0 +1,96 @@
+"""From a user's images and targets to a batch the nets take: augment, scale, pad, stack."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ikd_fast.augment import AdaptiveFreqAug
+from ikd_fast.kernels.reference.philox import stable_id
+from ikd_fast.pixels import PixelUnits
+
+from .step import StepBatch
+
+
+def prepare_batch(
+    images: Tensor | Sequence[Tensor],
+    targets: Any,
+    *,
+    image_ids: Sequence[int | str] | Tensor,
+    epoch: int,
+    step: int,
+    active: bool,
+    augment: AdaptiveFreqAug | None,
+    units: PixelUnits | None,
+    pad_divisor: int,
+    device: torch.device,
+) -> StepBatch:
+    """Plan and apply the augmentation, bring uint8 to the nets' units, stack with zeros at the bottom right."""
+    ids = [stable_id(i if isinstance(i, str) else int(i)) for i in image_ids]
+    if len(ids) != len(images):
+        raise ValueError(f"image_ids must have one entry per image: expected {len(images)}, got {len(ids)}")
+    if hasattr(targets, "__len__") and len(targets) != len(images):
+        raise ValueError(f"targets must have one entry per image: expected {len(images)}, got {len(targets)}")
+    plan = None
+    geo, noisy = images, images
+    if augment is not None:
+        plan = augment.plan_for(images, targets, image_ids=ids, epoch=epoch)
+        geo, targets = augment.apply_geometry(images, targets, plan)
+        noisy = augment.apply_noise(geo, plan, plan.out_sizes if isinstance(geo, Tensor) else None)
+    sizes = [_size(image, targets, i) for i, image in enumerate(geo)]
+    x_geo = _stack(geo, units, pad_divisor, device)
+    same = plan is None or plan.noise_frac == 0
+    x_data = x_geo if same else _stack(noisy, units, pad_divisor, device)
+    return StepBatch(x_data, x_geo, _to(targets, device), sizes, ids, int(epoch), int(step), active, plan)
+
+
+def _size(image: Tensor, targets: Any, i: int) -> tuple[int, int]:
+    target = targets[i] if isinstance(targets, (list, tuple)) else None
+    if isinstance(target, dict) and "size" in target:
+        h, w = target["size"]
+        return int(h), int(w)
+    return image.shape[-2], image.shape[-1]
+
+
+def _stack(images: Tensor | Sequence[Tensor], units: PixelUnits | None, divisor: int, device: torch.device) -> Tensor:
+    for i, image in enumerate(images):
+        if image.device != device:
+            raise ValueError(f"images[{i}] is on {image.device}, the student on {device}; write images.to({str(device)!r})")
+    rows = [_scaled(image, units, i) for i, image in enumerate(images)]
+    height = -(-max(r.shape[-2] for r in rows) // divisor) * divisor
+    width = -(-max(r.shape[-1] for r in rows) // divisor) * divisor
+    if isinstance(images, Tensor) and images.shape[-2:] == (height, width) and images.is_floating_point():
+        return images
+    out = rows[0].new_zeros(len(rows), rows[0].shape[0], height, width)
+    for i, row in enumerate(rows):
+        out[i, :, : row.shape[-2], : row.shape[-1]] = row
+    return out
+
+
+def _scaled(image: Tensor, units: PixelUnits | None, i: int) -> Tensor:
+    if image.dim() != 3:
+        raise ValueError(f"images[{i}] must be [C, H, W], got {list(image.shape)}")
+    if image.dtype == torch.uint8:
+        if units is None:
+            raise ValueError(
+                f"images[{i}] is uint8 but nothing says what the nets take; write units=PixelUnits(mean=..., std=...) or "
+                "PixelUnits(value_range=(0, 1))"
+            )
+        return units.from_pixels(image)
+    if not image.is_floating_point():
+        raise TypeError(f"images[{i}] must be uint8 or floating, got {image.dtype}")
+    return image
+
+
+def _to(targets: Any, device: torch.device) -> Any:
+    if isinstance(targets, Tensor):
+        return targets.to(device)
+    if isinstance(targets, (list, tuple)):
+        return [
+            {k: v.to(device) if isinstance(v, Tensor) else v for k, v in t.items()} if isinstance(t, dict) else _to(t, device)
+            for t in targets
+        ]
+    return targets

@@ -1,0 +1,105 @@
+"""The feature loss of IKD's adversarial branch (eq. 6), and its other reductions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from ikd_fast.kernels.reference.channel_kl import channel_kl
+from ikd_fast.kernels.reference.pyramid_l2 import pyramid_l1, pyramid_l2
+
+from .base import DistillContext, KDLoss
+from .checks import check_number
+from .registry import register_loss
+
+FORMS = ("sum_per_image", "norm", "norm_per_image", "mean", "l1", "cwd")
+
+
+@register_loss
+class AdvFeatureLoss(KDLoss):
+    """Distance of the teacher's and the student's features on the same adversarial images.
+
+    Liang et al., "Inconsistent knowledge distillation for object detection", ACM MM 2023, eq. 6. With D = S -
+    T of level l, N images, the loss is the sum over levels of ``weight`` times
+
+    ==================  ===========================================  ==============================
+    form                value of a level                             source and normaliser
+    ==================  ===========================================  ==============================
+    ``sum_per_image``   sum D^2 / N                                  published code; the default
+    ``norm``            sqrt(sum D^2 + 1e-12), the batch as one      eq. 6 as printed
+    ``norm_per_image``  mean over n of sqrt(sum_chw D^2 + 1e-12)     eq. 6 for each image
+    ``mean``            sum D^2 / (N C H W)                          mean squared error
+    ``l1``              sum |D| / N                                  published code's option
+    ``cwd``             tau^2 / (N C) sum_nc KL(P_T || P_S)          CWD, P = softmax_hw(X / tau)
+    ==================  ===========================================  ==============================
+
+    Sums are not divided by C, H, W unless the table says so. ``1e-12`` keeps the gradient finite at D = 0.
+    The default reaches 1e4..1e7, hence IKD's small ``beta`` (1e-5), which is not a part of this module. Where
+    channels differ, a biased 1x1 convolution brings S to T's (``bind``).
+
+    Args:
+        form: one of the forms above.
+        tau: temperature of ``cwd``; no other form has one.
+        weight: factor of every level.
+        levels, source, name: see ``KDLoss``.
+
+    Shape: maps ``[N, C, H, W]`` of fp16, bf16, fp32 (computed in fp32) or fp64. Returns ``{"0": scalar,
+    ...}``.
+
+    >>> import torch
+    >>> s, t = [torch.full((2, 4, 3, 3), 3.0)], [torch.zeros(2, 4, 3, 3)]
+    >>> ctx = DistillContext([], None, [(24, 24)] * 2, (24, 24), [0, 1])
+    >>> AdvFeatureLoss()(s, t, ctx)["0"].item()  # 4 * 9 elements of 3^2
+    324.0
+    >>> AdvFeatureLoss(form="mean")(s, t, ctx)["0"].item()
+    9.0
+    """
+
+    default_name = "adv_feature"
+    align_channels = True
+
+    def __init__(
+        self,
+        form: str = "sum_per_image",
+        tau: float = 1.0,
+        weight: float = 1.0,
+        *,
+        levels: Sequence[int] | None = None,
+        source: str = "neck",
+        name: str | None = None,
+    ) -> None:
+        super().__init__(levels=levels, source=source, name=name)
+        if form not in FORMS:
+            raise ValueError(f"unknown form {form!r}; valid: {', '.join(FORMS)}")
+        self.form = form
+        self.tau = check_number("AdvFeatureLoss", "tau", tau, above=0)
+        if self.tau != 1.0 and form != "cwd":
+            raise ValueError(f"AdvFeatureLoss: tau={tau} is for form='cwd', got form={form!r}; leave tau out")
+        self.weight = check_number("AdvFeatureLoss", "weight", weight)
+
+    def forward(
+        self, student: Sequence[Tensor], teacher: Sequence[Tensor], ctx: DistillContext
+    ) -> dict[str, Tensor]:
+        levels, s, t = zip(*self.pairs(student, teacher), strict=True)
+        values = self._values(s, t)
+        return {str(level): self.weight * value for level, value in zip(levels, values, strict=True)}
+
+    def _values(self, s: Sequence[Tensor], t: Sequence[Tensor]) -> list[Tensor]:
+        if self.form == "l1":
+            return list(pyramid_l1(s, t).mean(1).unbind())
+        if self.form == "cwd":
+            sums = channel_kl(s, t, self.tau).mean(1).unbind()
+            return [value * (self.tau**2 / x.shape[1]) for value, x in zip(sums, t, strict=True)]
+        square = pyramid_l2(s, t)
+        if self.form == "norm":
+            return list((square.sum(1) + 1e-12).sqrt().unbind())
+        if self.form == "norm_per_image":
+            return list((square + 1e-12).sqrt().mean(1).unbind())
+        if self.form == "mean":
+            return [value / x[0].numel() for value, x in zip(square.mean(1).unbind(), t, strict=True)]
+        return list(square.mean(1).unbind())
+
+    def extra_repr(self) -> str:
+        tau = f", tau={self.tau}" if self.form == "cwd" else ""
+        return f"form={self.form!r}{tau}, weight={self.weight}, {super().extra_repr()}"

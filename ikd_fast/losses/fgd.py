@@ -1,0 +1,191 @@
+"""Focal and global distillation (FGD)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ikd_fast.kernels.reference.fgd import FGDSums, fgd_masks, fgd_relation, fgd_sums
+
+from .align import apply_linear, apply_norm
+from .base import DistillContext, KDLoss
+from .checks import bind_from_arguments, check_boxes, check_number
+from .presets import resolve
+from .registry import register_loss
+
+DEFAULTS = {"temperature": 0.5, "alpha": 1e-3, "beta": 5e-4, "gamma": 1e-3, "lambda_": 5e-6, "levels": None}
+BOX_SCALES = ("published", "padded")
+
+
+class ContextAdd(nn.Module):
+    """``Linear C -> C/2, LayerNorm, ReLU, Linear C/2 -> C`` on a context vector ``[N, C]``.
+
+    Equal to the published 1x1 convolutions on ``[N, C, 1, 1]``. The last layer starts at zero, so
+    nothing is added at first.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.reduce = nn.Linear(channels, channels // 2)
+        self.norm = nn.LayerNorm(channels // 2)
+        self.expand = nn.Linear(channels // 2, channels)
+        nn.init.zeros_(self.expand.weight)
+        nn.init.zeros_(self.expand.bias)
+
+    def forward(self, context: Tensor) -> Tensor:
+        return apply_linear(self.expand, F.relu(apply_norm(self.norm, apply_linear(self.reduce, context))))
+
+
+class FGDLevel(nn.Module):
+    """The parameters of one level: a mask and a context branch for each side. Both sides are trained."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.student_mask = nn.Parameter(_mask_weight(channels))
+        self.teacher_mask = nn.Parameter(_mask_weight(channels))
+        self.student_context = ContextAdd(channels)
+        self.teacher_context = ContextAdd(channels)
+
+    def added(self, sums: FGDSums) -> Tensor:
+        """``a_S - a_T``: what the student's context branch adds less what the teacher's does, ``[N, C]``."""
+        student: Tensor = self.student_context(sums.student_context)
+        teacher: Tensor = self.teacher_context(sums.teacher_context)
+        return student - teacher
+
+
+def _mask_weight(channels: int) -> Tensor:
+    # Kaiming normal of a C -> 1 convolution, as published; its bias cancels in the softmax and is left out.
+    return nn.init.normal_(torch.empty(channels), std=math.sqrt(2.0 / channels))
+
+
+@register_loss
+class FGDLoss(KDLoss):
+    """Foreground and background attention-weighted errors, attention maps, and global relation.
+
+    For every level ``L = alpha L_fg + beta L_bg + gamma L_mask + lambda_ L_rela``, D = S - T, N images:
+
+    - ``L_fg = 1/N sum Mfg[n,h,w] St[n,h,w] Ct[n,c] D^2``, ``L_bg`` the same with Mbg. St, Ct: the teacher's
+      spatial and channel attention, softmaxes of mean |T| / temperature, scaled to mean 1. Mfg: 1 / area of
+      the smallest box over a cell. Mbg: 1 over the number of background cells.
+    - ``L_mask = 1/N (sum |Cs - Ct| + sum |Ss - St|)``.
+    - ``L_rela = 1/N sum (R_S(S) - R_T(T))^2``, R(X) = X + a(X): a context vector pooled with a learned
+      softmax over positions and passed through Linear, LayerNorm, ReLU, Linear. The last layer starts at 0,
+      so at first L_rela = sum D^2 / N.
+
+    Sums over C, H, W: divided by N alone. Yang et al., "Focal and global knowledge distillation for
+    detectors", CVPR 2022, and the published module (defaults: its class defaults; its RetinaNet config has
+    gamma 5e-4: ``preset="retinanet"``).
+
+    Args:
+        preset: ``"retinanet"``, ``"reppoints"`` or ``"mask_rcnn"`` sets the published numbers; arguments
+            given beside it win.
+        temperature: of the attentions, > 0, default 0.5.
+        alpha, beta, gamma, lambda_: weights, default 1e-3, 5e-4, 1e-3, 5e-6.
+        channels, teacher_channels, num_levels: channel counts, an integer or one a level, to make the
+            parameters at once; left out, ``bind`` makes them. ``teacher_channels`` defaults to ``channels``.
+        box_scale: ``"published"`` places boxes by the image size before padding on the map of the padded
+            input, which stretches them when an image is padded; ``"padded"`` places them by the padded size.
+        levels, source, name: see ``KDLoss``.
+
+    Shape: maps ``[N, C, H, W]`` of fp16, bf16, fp32 (computed in fp32) or fp64, C >= 2. Returns ``{"0":
+    scalar, ...}``.
+
+    >>> import torch
+    >>> loss = FGDLoss(preset="retinanet", channels=8, num_levels=1)
+    >>> ctx = DistillContext(boxes=[torch.tensor([[8.0, 8.0, 40.0, 30.0]])], labels=None,
+    ...                      image_sizes=[(64, 64)], input_size=(64, 64), image_ids=[1])
+    >>> teacher = [torch.rand(1, 8, 8, 8)]
+    >>> loss(teacher, teacher, ctx)["0"].item()
+    0.0
+    """
+
+    default_name = "fgd"
+    align_channels = True
+    needs_bind = True
+
+    def __init__(
+        self,
+        preset: str | None = None,
+        temperature: float | None = None,
+        alpha: float | None = None,
+        beta: float | None = None,
+        gamma: float | None = None,
+        lambda_: float | None = None,
+        channels: int | Sequence[int] | None = None,
+        teacher_channels: int | Sequence[int] | None = None,
+        num_levels: int | None = None,
+        *,
+        box_scale: str = "published",
+        levels: Sequence[int] | None = None,
+        source: str = "neck",
+        name: str | None = None,
+    ) -> None:
+        given = {
+            "temperature": temperature,
+            "alpha": alpha,
+            "beta": beta,
+            "gamma": gamma,
+            "lambda_": lambda_,
+            "levels": levels,
+        }
+        values = resolve("FGDLoss", preset, given, DEFAULTS)
+        super().__init__(levels=values["levels"], source=source, name=name)
+        if box_scale not in BOX_SCALES:
+            raise ValueError(f"unknown box_scale {box_scale!r}; valid: {', '.join(BOX_SCALES)}")
+        self.box_scale = box_scale
+        self.temperature = check_number("FGDLoss", "temperature", values["temperature"], above=0)
+        self.alpha, self.beta, self.gamma, self.lambda_ = (
+            check_number("FGDLoss", key, values[key]) for key in ("alpha", "beta", "gamma", "lambda_")
+        )
+        self.relation = nn.ModuleDict()
+        bind_from_arguments(self, channels, teacher_channels, num_levels)
+
+    def build(self, level: int, student: int, teacher: int) -> None:
+        if teacher < 2:
+            raise ValueError(
+                f"FGDLoss, level {level}: the relation term needs >= 2 teacher channels, got {teacher}"
+            )
+        self.relation[str(level)] = FGDLevel(teacher)
+
+    def terms(
+        self, student: Sequence[Tensor], teacher: Sequence[Tensor], ctx: DistillContext
+    ) -> dict[str, dict[str, Tensor]]:
+        """The four terms before their weights: ``{"0": {"fg", "bg", "mask", "rela"}, ...}``."""
+        levels, s, t = zip(*self.pairs(student, teacher), strict=True)
+        check_boxes(ctx, s[0])
+        sizes = ctx.image_sizes if self.box_scale == "published" else [ctx.input_size] * len(ctx.boxes)
+        masks = fgd_masks(ctx.boxes, sizes, [(x.shape[2], x.shape[3]) for x in s])
+        parts = [cast(FGDLevel, self.relation[str(level)]) for level in levels]
+        every = fgd_sums(
+            s, t, masks, [p.student_mask for p in parts], [p.teacher_mask for p in parts], self.temperature
+        )
+        out = {}
+        for level, x, part, sums in zip(levels, s, parts, every, strict=True):
+            relation = fgd_relation(sums, part.added(sums), x.shape[2] * x.shape[3])
+            total = {"fg": sums.foreground, "bg": sums.background, "mask": sums.attention, "rela": relation}
+            out[str(level)] = {key: value / x.shape[0] for key, value in total.items()}
+        return out
+
+    def forward(
+        self, student: Sequence[Tensor], teacher: Sequence[Tensor], ctx: DistillContext
+    ) -> dict[str, Tensor]:
+        weights = {"fg": self.alpha, "bg": self.beta, "mask": self.gamma, "rela": self.lambda_}
+        terms = self.terms(student, teacher, ctx)
+        return {
+            level: sum(
+                (weights[key] * value for key, value in parts.items()), start=parts["fg"].new_zeros(())
+            )
+            for level, parts in terms.items()
+        }
+
+    def extra_repr(self) -> str:
+        return (
+            f"temperature={self.temperature}, alpha={self.alpha:g}, beta={self.beta:g}, "
+            f"gamma={self.gamma:g}, "
+            f"lambda_={self.lambda_:g}, box_scale={self.box_scale!r}, {super().extra_repr()}"
+        )

@@ -1,0 +1,149 @@
+"""mmdet's data preprocessor with the adaptive augmentation planned on the host, before anything is on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from mmdet.models.data_preprocessors import DetDataPreprocessor
+from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample
+from torch import Tensor
+
+from ikd_fast.augment import AdaptiveFreqAug, AugPlan, execute
+from ikd_fast.pixels import PixelUnits
+
+from .progress import Progress
+from .samples import box_tensor, crop_sample, image_key
+
+
+@MODELS.register_module()
+class IKDDetDataPreprocessor(DetDataPreprocessor):
+    """``DetDataPreprocessor`` that crops, flips and adds noise by :class:`~ikd_fast.AdaptiveFreqAug` in training.
+
+    The plan is made from CPU boxes before ``cast_data``, so nothing waits for the device; the noise is added on the device
+    after normalisation. In evaluation, or with ``augment=None``, it is mmdet's own.
+
+    Args:
+        augment: ``dict(type="AdaptiveFreqAug", ...)`` or an object; None for no augmentation.
+        num_classes: if given, labels outside ``0..num_classes-1`` raise (the teacher has no such class).
+        return_geo: also return ``geo`` (images without the noise), ``plan`` and ``image_keys``, for the distiller.
+        Others as mmdet's ``DetDataPreprocessor``.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        augment: AdaptiveFreqAug | Mapping[str, Any] | None = None,
+        num_classes: int | None = None,
+        return_geo: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.augment = build_augment(augment, self.units)
+        self.num_classes = num_classes
+        self.return_geo = return_geo
+        self.progress = Progress()
+        self.is_active: Callable[[], bool] = lambda: True
+
+    @property
+    def units(self) -> PixelUnits:
+        """What the images are after this preprocessor."""
+        if getattr(self, "_enable_normalize", False):
+            return PixelUnits(mean=self.mean.flatten().tolist(), std=self.std.flatten().tolist())
+        return PixelUnits(value_range=(0, 255))
+
+    def set_progress(self, epoch: int, step: int) -> None:
+        """Where training is; :class:`~ikd_fast.mmdet.hooks.IKDHook` calls it."""
+        self.progress.epoch, self.progress.step = epoch, step
+
+    def forward(self, data: dict, training: bool = False) -> dict:
+        if not training or not (self.augment is not None or self.return_geo):
+            return super().forward(data, training)
+        samples: list[DetDataSample] = data["data_samples"]
+        keys = [image_key(sample.metainfo) for sample in samples]
+        self._check_labels(samples)
+        plan = None
+        if self.augment is not None and self.is_active():
+            plan = plan_samples(self.augment, samples, [tuple(image.shape[-2:]) for image in data["inputs"]], keys, self._epoch())
+            data = {
+                **data,
+                "inputs": [crop_image(image, plan, i) for i, image in enumerate(data["inputs"])],
+                "data_samples": [crop_sample(sample, plan, i) for i, sample in enumerate(samples)],
+            }
+        out = super().forward(data, training)
+        geo = out["inputs"]
+        out["inputs"] = geo if plan is None else self._noisy(geo, out["data_samples"], plan)
+        if self.return_geo:
+            out.update(geo=geo, plan=plan, image_keys=keys)
+        return out
+
+    def _epoch(self) -> int:
+        return self.progress.require_epoch(type(self).__name__)
+
+    def _noisy(self, geo: Tensor, samples: list[DetDataSample], plan: AugPlan) -> Tensor:
+        """A copy of the batch with noise on the images that get it, drawn in the loader's channel order."""
+        chosen = [i for i, sigma in enumerate(plan.sigma.tolist()) if sigma > 0]
+        if not chosen:
+            return geo
+        flip = bool(self._channel_conversion)
+        units = reversed_units(self.units) if flip else self.units
+        out = geo.clone()
+        for i in chosen:
+            h, w = samples[i].metainfo["img_shape"][:2]
+            image = geo[i, :, :h, :w]
+            (noisy,) = execute.noise([image.flip(0) if flip else image], plan.select([i]), units)
+            out[i, :, :h, :w] = noisy.flip(0) if flip else noisy
+        return out
+
+    def _check_labels(self, samples: list[DetDataSample]) -> None:
+        if self.num_classes is None:
+            return
+        for sample in samples:
+            labels = sample.gt_instances.labels
+            if labels.device.type == "cpu" and len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.num_classes:
+                raise ValueError(
+                    f"{sample.metainfo.get('img_path', 'an image')} has class ids {sorted(set(labels.tolist()))}, but the teacher has "
+                    f"{self.num_classes} classes (0..{self.num_classes - 1}); give the classes the teacher was trained on in metainfo"
+                )
+
+
+def build_augment(augment: AdaptiveFreqAug | Mapping[str, Any] | None, units: PixelUnits | None) -> AdaptiveFreqAug | None:
+    """From a config dict, with the scale of the images filled in unless it says one itself."""
+    if augment is None or isinstance(augment, AdaptiveFreqAug):
+        return augment
+    kwargs = dict(augment)
+    kind = kwargs.pop("type", "AdaptiveFreqAug")
+    if kind not in ("AdaptiveFreqAug", AdaptiveFreqAug):
+        raise ValueError(f"augment must be dict(type='AdaptiveFreqAug', ...), got type={kind!r}")
+    if units is not None and not {"value_range", "mean", "std"} & kwargs.keys():
+        kwargs.update(value_range=units.value_range) if units.value_range else kwargs.update(mean=units.mean, std=units.std)
+    return AdaptiveFreqAug(**kwargs)
+
+
+def reversed_units(units: PixelUnits) -> PixelUnits:
+    """The units of the same images with their channels turned round."""
+    if units.mean is None or units.std is None:
+        return units
+    return PixelUnits(mean=tuple(units.mean)[::-1], std=tuple(units.std)[::-1])
+
+
+def plan_samples(
+    augment: AdaptiveFreqAug, samples: list[DetDataSample], sizes: list[tuple[int, int]], keys: list[int], epoch: int
+) -> AugPlan:
+    """Plan from ground truth; crowd and ignored boxes are in ``ignored_instances`` and do not count."""
+    return augment.plan(
+        [box_tensor(sample.gt_instances.bboxes) for sample in samples],
+        sizes,
+        keys,
+        epoch,
+        scale=[tuple(float(v) for v in sample.metainfo.get("scale_factor", (1.0, 1.0))[:2]) for sample in samples],
+    )
+
+
+def crop_image(image: Tensor, plan: AugPlan, i: int) -> Tensor:
+    """Window and flip ``i`` of the plan on ``[C, H, W]``; a view where nothing is flipped."""
+    x0, y0, x1, y1 = (int(v) for v in plan.window[i])
+    image = image[:, y0:y1, x0:x1]
+    return torch.flip(image, (-1,)) if bool(plan.flip[i]) else image

@@ -1,0 +1,128 @@
+"""``DetDataSample`` to the library's plain targets and back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import PurePath
+from typing import Any
+
+import numpy as np
+import torch
+from mmdet.structures import DetDataSample
+from mmdet.structures.bbox import BaseBoxes, HorizontalBoxes
+from mmengine.structures import InstanceData
+from torch import Tensor
+
+from ikd_fast.augment import AugPlan
+from ikd_fast.kernels.reference.philox import stable_id
+
+
+def image_key(meta: dict[str, Any]) -> int:
+    """64-bit key of an image: its folder and file name with its id, so that concatenated sets do not collide.
+
+    Only the last two parts of the path count: the same data set elsewhere on disk keeps its keys.
+    """
+    path, image_id = meta.get("img_path"), meta.get("img_id")
+    if path is None and image_id is None:
+        raise KeyError(
+            "an image needs img_id or img_path to key its draws; keep them in PackDetInputs: meta_keys=('img_id', 'img_path', "
+            "'ori_shape', 'img_shape', 'scale_factor', 'flip', 'flip_direction')"
+        )
+    tail = "/".join(PurePath(str(path)).parts[-2:]) if path is not None else ""
+    return stable_id(tail, str(image_id))
+
+
+def box_tensor(boxes: Any) -> Tensor:
+    """xyxy tensor of mmdet boxes, which may be a plain tensor or a ``BaseBoxes``."""
+    if isinstance(boxes, BaseBoxes):
+        boxes = boxes.convert_to("hbox").tensor if not isinstance(boxes, HorizontalBoxes) else boxes.tensor
+    return boxes
+
+
+def to_targets(samples: Sequence[DetDataSample]) -> list[dict[str, Any]]:
+    """Boxes, labels, size and applied resize of each sample, on whatever device they are."""
+    return [
+        {
+            "boxes": box_tensor(sample.gt_instances.bboxes),
+            "labels": sample.gt_instances.labels,
+            "size": tuple(int(v) for v in sample.metainfo["img_shape"][:2]),
+            "scale": tuple(float(v) for v in sample.metainfo.get("scale_factor", (1.0, 1.0))[:2]),
+        }
+        for sample in samples
+    ]
+
+
+def from_targets(targets: Sequence[dict[str, Any]], input_shape: tuple[int, int]) -> list[DetDataSample]:
+    """Samples that a detector's ``loss`` takes, for images padded to ``input_shape``."""
+    samples = []
+    for target in targets:
+        h, w = target["size"]
+        sample = DetDataSample(
+            metainfo=dict(
+                img_shape=(h, w), ori_shape=(h, w), pad_shape=input_shape, batch_input_shape=input_shape, scale_factor=(1.0, 1.0)
+            )
+        )
+        sample.gt_instances = InstanceData(bboxes=target["boxes"], labels=target["labels"])
+        sample.ignored_instances = InstanceData(
+            bboxes=target["boxes"].new_zeros(0, 4), labels=target["labels"].new_zeros(0)
+        )
+        samples.append(sample)
+    return samples
+
+
+def crop_sample(sample: DetDataSample, plan: AugPlan, i: int) -> DetDataSample:
+    """A copy of the sample after window and flip ``i`` of the plan: boxes clipped, empty ones dropped with all their fields."""
+    x0, y0, x1, y1 = (int(v) for v in plan.window[i])
+    flip = bool(plan.flip[i])
+    size = (y1 - y0, x1 - x0)
+    out = sample.new()
+    for name in ("gt_instances", "ignored_instances"):
+        if name in sample:
+            out.set_field(_crop_instances(sample.get(name), (x0, y0, x1, y1), flip), name, InstanceData)
+    if "proposals" in sample:
+        raise ValueError("AdaptiveFreqAug moves gt_instances and ignored_instances, not precomputed proposals: remove them")
+    if "gt_sem_seg" in sample:
+        for key, value in sample.gt_sem_seg.all_items():
+            value = value[..., y0:y1, x0:x1]
+            out.gt_sem_seg.set_data({key: value.flip(-1) if flip else value})
+    out.set_metainfo({"img_shape": size, "ikd_window": (x0, y0, x1, y1)})
+    if flip:
+        out.set_metainfo({"flip": not sample.metainfo.get("flip", False), "flip_direction": "horizontal"})
+    return out
+
+
+def _crop_instances(instances: InstanceData, window: tuple[int, int, int, int], flip: bool) -> InstanceData:
+    x0, y0, x1, y1 = window
+    if "bboxes" not in instances or len(instances) == 0:
+        kept = instances.new()
+        if "masks" in kept:
+            kept.pop("masks")
+            kept.masks = _crop_masks(instances.masks, window, flip)
+        return kept
+    boxes = box_tensor(instances.bboxes)
+    moved = clip_boxes(boxes, window, flip)
+    keep = (moved[:, 2] > moved[:, 0]) & (moved[:, 3] > moved[:, 1])
+    kept = instances[keep]
+    moved = moved[keep]
+    kept.bboxes = HorizontalBoxes(moved) if isinstance(instances.bboxes, BaseBoxes) else moved
+    if "masks" in kept:
+        kept.masks = _crop_masks(kept.masks, window, flip)
+    return kept
+
+
+def clip_boxes(boxes: Tensor, window: tuple[int, int, int, int], flip: bool) -> Tensor:
+    """xyxy boxes in the window's own coordinates, clipped to it, mirrored where the window is."""
+    x0, y0, x1, y1 = window
+    w, h = x1 - x0, y1 - y0
+    moved = boxes - boxes.new_tensor([x0, y0, x0, y0])
+    moved = torch.stack(
+        [moved[:, 0].clamp(0, w), moved[:, 1].clamp(0, h), moved[:, 2].clamp(0, w), moved[:, 3].clamp(0, h)], dim=1
+    )
+    if flip:
+        moved = torch.stack([w - moved[:, 2], moved[:, 1], w - moved[:, 0], moved[:, 3]], dim=1)
+    return moved
+
+
+def _crop_masks(masks: Any, window: tuple[int, int, int, int], flip: bool) -> Any:
+    masks = masks.crop(np.array(window))
+    return masks.flip("horizontal") if flip else masks

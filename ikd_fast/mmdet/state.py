@@ -1,0 +1,52 @@
+"""Names in checkpoints: the student's own, unprefixed; the losses' under ``kd.``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+KD_PREFIX = "kd."
+_HOME, _STUDENT = "ikd.", "ikd.student."
+
+
+def export_keys(module: nn.Module, state: Any, prefix: str, metadata: Any) -> Any:
+    """State-dict hook, in place: ``ikd.student.x`` to ``x``, any other ``ikd.x`` to ``kd.x``, order kept."""
+    for key in [k for k in state if k.startswith(prefix)]:
+        value = state.pop(key)
+        name = key[len(prefix) :]
+        if name.startswith(_STUDENT):
+            name = name.removeprefix(_STUDENT)
+        elif name.startswith(_HOME):
+            name = KD_PREFIX + name.removeprefix(_HOME)
+        state[prefix + name] = value
+    return state
+
+
+def import_keys(state: Any, prefix: str, ikd: nn.Module) -> None:
+    """In place, the way back. A plain student's weights are welcome; a student key left without a weight is an error.
+
+    Where the checkpoint has no weights for the losses, theirs stay as they are.
+    """
+    names = [k[len(prefix) :] for k in state if k.startswith(prefix)]
+    if any(name.startswith(_HOME) for name in names):
+        return
+    own = ikd.state_dict()
+    student = [k.removeprefix("student.") for k in own if k.startswith("student.")]
+    losses = {k: v for k, v in own.items() if not k.startswith("student.")}
+    missing = sorted(k for k in student if k not in names and not k.endswith("num_batches_tracked"))
+    if missing:
+        raise ValueError(
+            f"the checkpoint lacks {len(missing)} of the student's {len(student)} weights: {', '.join(missing[:8])}"
+            f"{', ...' if len(missing) > 8 else ''}; it must be of this student, plain or distilled. "
+            f"It has {len(names)} keys, e.g. {names[:3]}"
+        )
+    absent = sorted(k for k in losses if KD_PREFIX + k not in names)
+    if absent and len(absent) < len(losses):
+        raise ValueError(f"the checkpoint lacks {len(absent)} of {len(losses)} weights of the losses, e.g. {absent[:3]}")
+    for name in names:
+        value = state.pop(prefix + name)
+        home = _HOME + name.removeprefix(KD_PREFIX) if name.startswith(KD_PREFIX) else _STUDENT + name
+        state[prefix + home] = value
+    for name in absent:
+        state[f"{prefix}{_HOME}{name}"] = losses[name]

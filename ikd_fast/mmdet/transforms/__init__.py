@@ -1,0 +1,5 @@
+"""Loader transforms for mmdet pipelines whose draws are a function of the image and the epoch."""
+
+from ikd_fast.mmdet.transforms.keyed_crop import CropDraw, KeyedRandomCrop
+
+__all__ = ["CropDraw", "KeyedRandomCrop"]

@@ -1,0 +1,39 @@
+"""What every test shares: at most two threads, and the folder of design texts where a checkout has one."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+THREADS = 2
+ROOT = Path(__file__).resolve().parents[1]
+
+# Before torch is imported, and inherited by the processes that tests start.
+for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ[_name] = str(min(THREADS, int(os.environ.get(_name, THREADS))))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    import torch
+
+    torch.set_num_threads(min(THREADS, torch.get_num_threads()))
+    config.addinivalue_line("markers", "slow: takes more than a few seconds (still part of `make test`)")
+
+
+@pytest.fixture(scope="session")
+def repo_root() -> Path:
+    """The root of the checkout."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """``../shared`` beside the checkout; a test that needs it is skipped by name elsewhere."""
+    folder = ROOT.parent / "shared"
+    if not folder.is_dir():
+        pytest.skip(
+            "needs the folder ../shared beside the checkout, which only the maintainers' machines have"
+        )
+    return folder
