@@ -35,14 +35,18 @@ def assert_near(actual: Tensor, expected: Tensor, tolerance: float, what: str = 
     assert actual.shape == expected.shape, f"{what}: shape {tuple(actual.shape)}, not {tuple(expected.shape)}"
     scale = max(float(expected.detach().abs().max()), 1e-30)
     error = float((actual.detach().double() - expected.detach().double()).abs().max())
-    assert error <= tolerance * scale, f"{what}: error {error / scale:.3g} of {scale:.6g}, allowed {tolerance:.3g}"
+    assert error <= tolerance * scale, (
+        f"{what}: error {error / scale:.3g} of {scale:.6g}, allowed {tolerance:.3g}"
+    )
 
 
 def assert_value(actual: Tensor, expected: Tensor, dtype: torch.dtype, what: str = "value") -> None:
     assert_near(actual, expected, TOLERANCES[dtype].value, what)
 
 
-def assert_gradient(actual: Tensor | None, expected: Tensor | None, dtype: torch.dtype, what: str = "gradient") -> None:
+def assert_gradient(
+    actual: Tensor | None, expected: Tensor | None, dtype: torch.dtype, what: str = "gradient"
+) -> None:
     assert actual is not None, f"{what}: none came"
     assert expected is not None, f"{what}: the reference has none"
     assert_near(actual, expected, TOLERANCES[dtype].gradient, what)

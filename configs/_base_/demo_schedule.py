@@ -1,4 +1,4 @@
-# 30 epochs of 10 steps: AdamW, one-cycle learning rate. A checkpoint after each epoch, the last one kept.
+# 30 epochs of 10 steps: AdamW. A checkpoint after each epoch, the last one kept.
 default_scope = 'mmdet'
 custom_imports = dict(imports=['ikd_fast.mmdet'])
 
@@ -10,9 +10,12 @@ optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=2e-3, weight_decay=1e-2),
     clip_grad=dict(max_norm=10.0))
+# In epochs, stepped every iteration: a linear warm-up, then a cosine to zero.
+warmup_epochs = 6
 param_scheduler = [
-    dict(type='OneCycleLR', eta_max=2e-3, pct_start=0.2, by_epoch=True, convert_to_iter_based=True,
-         total_steps=max_epochs),
+    dict(type='LinearLR', start_factor=0.04, end=warmup_epochs, by_epoch=True, convert_to_iter_based=True),
+    dict(type='CosineAnnealingLR', begin=warmup_epochs, end=max_epochs, eta_min=0, by_epoch=True,
+         convert_to_iter_based=True),
 ]
 default_hooks = dict(
     timer=dict(type='IterTimerHook'),

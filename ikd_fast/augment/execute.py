@@ -28,7 +28,7 @@ def geometry(
     views = [crop_flip(v, windows[i], flips[i]) if changed(i) else v for i, v in enumerate(batch.views)]
     new_targets = []
     for i, target in enumerate(targets):
-        canvas = tuple(images.shape[-2:]) if batch.stacked else sizes[i]
+        canvas = tuple(images.shape[-2:]) if batch.stacked else None
         new_targets.append(
             transform(target, windows[i], flips[i], sizes[i], canvas, box_format, drop_empty, i)
         )

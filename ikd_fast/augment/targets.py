@@ -80,9 +80,9 @@ def _like(boxes: Tensor, original: Any) -> Any:
 
 
 def _masks(
-    masks: Any, window: Window, flip: bool, size: tuple[int, int], canvas: tuple[int, int], i: int
+    masks: Any, window: Window, flip: bool, size: tuple[int, int], canvas: tuple[int, int] | None, i: int
 ) -> Any:
-    """Crop and flip ``[n, H, W]`` masks of the image's size; those of a padded stack stay padded."""
+    """Crop and flip ``[n, H, W]`` masks; those of a stack's size (``canvas``) keep it, as the stack does."""
     tensor = torch.as_tensor(masks) if isinstance(masks, np.ndarray) else masks
     if not isinstance(tensor, Tensor) or tensor.dim() != 3 or tuple(tensor.shape[1:]) not in (size, canvas):
         got = list(tensor.shape) if isinstance(tensor, Tensor) else type(masks).__name__
@@ -90,7 +90,7 @@ def _masks(
             f"targets[{i}]['masks']: expected [n, {size[0]}, {size[1]}] bool or uint8, got {got}"
         )
     cut = crop_flip(tensor[:, : size[0], : size[1]], window, flip)
-    if tuple(tensor.shape[1:]) != size:
+    if tuple(tensor.shape[1:]) == canvas:
         out = torch.zeros_like(tensor)
         out[:, : cut.shape[1], : cut.shape[2]] = cut
         cut = out
@@ -103,12 +103,12 @@ def transform(
     window: Window,
     flip: bool,
     size: tuple[int, int],
-    canvas: tuple[int, int],
+    canvas: tuple[int, int] | None,
     box_format: str,
     drop_empty: bool,
     i: int,
 ) -> dict[str, Any]:
-    """One image's annotations after crop and flip; ``size``: (h, w) before, ``canvas``: that of a padded stack.
+    """One image's annotations after crop and flip; ``size``: (h, w) before, ``canvas``: the stack's.
 
     Boxes that keep no area go, with their labels, masks and every other list, array or tensor of their
     number. Images left whole keep their boxes as they are (those with no area go if ``drop_empty``).

@@ -50,13 +50,29 @@ def set_run(cfg: Config, work_dir: Path, epochs: Epochs, *, seed: int, init: Pat
     # Runners of one process share loggers and message hubs by this name.
     cfg.experiment_name = f"{work_dir.name}_{time.time_ns()}"
     cfg.train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=epochs.count, val_interval=epochs.count + 1)
-    cfg.param_scheduler[0].total_steps = epochs.count
-    cfg.randomness = dict(seed=seed)
+    # The shapes of the schedule, at any length: a fifth of it warms up, at least one epoch if there are two.
+    warmup = min(max(1, epochs.count // 5), epochs.count - 1)
+    rise, fall = cfg.param_scheduler
+    rise.end = fall.begin = warmup
+    fall.end = epochs.count
+    cfg.param_scheduler = [rise, fall] if warmup else [fall]
     cfg.train_dataloader.sampler = dict(type="ChunkSampler", chunk=epochs.length * cfg.train_dataloader.batch_size)
-    for transform in cfg.train_dataloader.dataset.pipeline:
-        if transform.type == "KeyedRandomCrop":
-            transform.seed = seed
+    set_seed(cfg, seed)
     cfg.resume = (work_dir / "last_checkpoint").is_file()
     cfg.load_from = None if cfg.resume or init is None else str(init)
     cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     cfg.test_cfg = cfg.test_dataloader = cfg.test_evaluator = None
+
+
+def set_seed(cfg: Config, seed: int) -> None:
+    """One seed for everything random: torch, the order of images, the loader's crops, the distiller's keyed draws."""
+    cfg.randomness = dict(seed=seed)
+    if cfg.model.type == "IKDDistiller":
+        cfg.model.seed = seed
+        if cfg.model.get("augment"):
+            cfg.model.augment.seed = seed
+        if cfg.model.get("adv"):
+            cfg.model.adv.attack.seed = seed
+    for transform in cfg.train_dataloader.dataset.pipeline:
+        if transform.type == "KeyedRandomCrop":
+            transform.seed = seed

@@ -16,7 +16,7 @@ STUDENTS = {"alone": "student.py", "fgd": "fgd.py", "fgd_ikd": "fgd_ikd.py"}
 """The students by name, each with its config in ``configs/demo``."""
 
 TITLES = {"teacher": "teacher", "alone": "student alone", "fgd": "student + FGD", "fgd_ikd": "student + FGD + IKD"}
-_MADE = ("state.json", "summary.json", "summary.md", "teacher", "teacher.pth", "pictures", "runs")
+_MADE = ("state.json", "summary.json", "summary.md", "teacher", "teacher.pth", "pictures", "work")
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ikd_fast.demo.configs import ASSETS
+from ikd_fast.demo import configs
+from ikd_fast.demo.coco import Split
 from ikd_fast.demo.errors import DemoError
+from ikd_fast.demo.evaluate import evaluate, load_model
 from ikd_fast.demo.files import write_bytes, write_json
+from ikd_fast.demo.plan import TITLES, Epochs
+from ikd_fast.demo.report import Report
+from ikd_fast.demo.summary import versions
+from ikd_fast.demo.train import seconds_per_step, train
 from ikd_fast.distill.teacher import read_weights
+from ikd_fast.mmdet.compat import load_checkpoint
+from ikd_fast.mmdet.export import student_weights
 
-SHIPPED = ASSETS / "demo_teacher.safetensors"
+SHIPPED = configs.ASSETS / "demo_teacher.safetensors"
 
 
 def read_teacher(path: Path) -> dict[str, torch.Tensor]:
@@ -52,3 +60,32 @@ def fingerprint(path: Path) -> str:
 def shipped_facts() -> dict[str, Any]:
     """How the shipped teacher was made and what it reaches."""
     return json.loads(SHIPPED.with_suffix(".json").read_text())
+
+
+def train_teacher(
+    work_dir: Path, splits: dict[str, Split], report: Report, *, seed: int, steps: int | None, target: Path
+) -> dict[str, Any]:
+    """Train ``configs/demo/teacher.py`` (resuming where it stopped), pack it as ``target`` and evaluate what was packed.
+
+    Returns the facts written beside ``target``: ``val`` scores, ``steps``, ``seed``, ``versions``, ``sha256``, ``bytes``.
+    """
+    cfg = configs.load("teacher.py", splits)
+    epochs = Epochs.of(steps or cfg.teacher_steps, splits["train"].images, cfg.train_dataloader.batch_size)
+    test = configs.load("teacher.py", splits)
+    configs.set_run(cfg, work_dir, epochs, seed=seed, init=None)
+    with report.training("teacher", TITLES["teacher"]) as advance:
+        history = train(cfg, advance)
+    weights = student_weights(load_checkpoint(work_dir / f"epoch_{epochs.count}.pth"))
+    facts = {
+        "command": f"ikd-fast demo --train-teacher --seed {seed}" + (f" --steps {steps}" if steps else ""),
+        "config": "configs/demo/teacher.py",
+        "steps": epochs.steps,
+        "seed": seed,
+        "seconds_per_step": round(seconds_per_step(history), 3),
+        "versions": versions(),
+    }
+    pack(target, weights, facts)
+    facts = json.loads(target.with_suffix(".json").read_text())
+    facts["val"] = evaluate(load_model(test, read_teacher(target)), test, work_dir / "console.log")
+    write_json(target.with_suffix(".json"), facts)
+    return facts

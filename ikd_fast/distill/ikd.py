@@ -18,6 +18,7 @@ from .prepare import prepare_batch
 from .pyramids import MATCHES, match_pyramids
 from .schedule import StopAt
 from .step import StepBatch, StepOutput
+from .taps import as_pyramid
 from .teacher import FrozenTeacher, run_tapped
 
 
@@ -189,15 +190,18 @@ class IKD(nn.Module):
     def _clean_branch(self, batch: StepBatch) -> tuple[dict[str, Tensor], list[list[Tensor]]]:
         targets = batch.targets if batch.task_targets is None else batch.task_targets
         sources = [self._source(loss, self.features) for loss in self.losses]
-        if not any(callable(s) for s in sources):
-            result: list[Any] = []
-            maps = run_tapped(
-                self.student, sources, lambda: result.append(self.task_loss(self.student, batch.clean, targets)), batch.clean, self.token_grid
-            )
-            value = result[0] if result else self.task_loss(self.student, batch.clean, targets)
-        else:
-            value, *rest = _pair(self.task_loss(self.student, batch.clean, targets))
-            maps = [rest[0]] * len(sources)
+        paths = [s for s in sources if not callable(s)]
+        result: list[Any] = []
+
+        def run() -> None:
+            result.append(self.task_loss(self.student, batch.clean, targets))
+
+        tapped = run_tapped(self.student, paths, run, batch.clean, self.token_grid)
+        if not result:
+            run()
+        value, given = _pair(result[0]) if len(paths) < len(sources) else (result[0], None)
+        rest = iter(tapped)
+        maps = [as_pyramid(given, self.token_grid) if callable(s) else next(rest) for s in sources]
         return _task_terms(value), maps
 
     def _adversarial_branch(self, batch, adversarial: AttackOutput, ctx, logs) -> Tensor:

@@ -58,7 +58,9 @@ def respond(x: Tensor, weight: Tensor, branch: dict[str, Tensor]) -> Tensor:
     return x + F.conv2d(F.relu(y), branch["expand.weight"][..., None, None], branch["expand.bias"])
 
 
-def fgd_terms(s: Tensor, t: Tensor, ctx: DistillContext, parameters: dict[str, Tensor], tau: float) -> dict[str, Tensor]:
+def fgd_terms(
+    s: Tensor, t: Tensor, ctx: DistillContext, parameters: dict[str, Tensor], tau: float
+) -> dict[str, Tensor]:
     """fg, bg, mask and rela of one level; ``parameters`` as an ``FGDLevel`` names them."""
     n, _, h, w = s.shape
     foreground, background = masks(ctx.boxes, ctx.image_sizes, h, w)

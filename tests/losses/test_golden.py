@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 from ikd_fast.kernels import channel_kl, fgd_attention, fgd_masks
 from ikd_fast.losses import AdvFeatureLoss, FGDLoss
-
 from tests.losses.published import golden_context, golden_maps
 
 # Half a unit of the last printed digit, relative to values near 1.
@@ -71,5 +69,5 @@ def test_fgd_terms_and_total() -> None:
     # Masks are float32 (1/area of a float32 box): 6e-8 relative.
     expected = {"fg": 0.31150004, "bg": 0.26016284, "mask": 4.81309811, "rela": 11.79608777}
     for key, value in expected.items():
-        assert float(terms[key]) == pytest.approx(value, rel=5e-8), key
-    assert float(loss([s], [t], ctx)["0"]) == pytest.approx(0.00290711096, rel=5e-8)
+        assert terms[key].item() == pytest.approx(value, rel=5e-8), key
+    assert loss([s], [t], ctx)["0"].item() == pytest.approx(0.00290711096, rel=5e-8)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from dataclasses import dataclass
-from pathlib import PurePath
 from typing import Any
 
 import cv2
@@ -14,7 +12,9 @@ from mmcv.transforms import BaseTransform
 from mmdet.registry import TRANSFORMS
 from mmdet.structures.bbox import BaseBoxes, HorizontalBoxes
 
-from ikd_fast.kernels.reference.philox import Stream, draw, stable_id
+from ikd_fast.kernels.reference.philox import Stream, draw
+from ikd_fast.mmdet.progress import SharedEpoch
+from ikd_fast.mmdet.samples import image_key
 
 _DIRECTIONS = {(True, False): "horizontal", (False, True): "vertical", (True, True): "diagonal", (False, False): None}
 
@@ -103,19 +103,19 @@ class KeyedRandomCrop(BaseTransform):
                 raise ValueError(f"{name} must be in 0..1, got {value}")
         self.size, self.scale, self.seed = size, (float(scale[0]), float(scale[1])), seed
         self.hflip_prob, self.vflip_prob, self.brightness, self.min_kept = hflip_prob, vflip_prob, brightness, min_kept
-        self._epoch = multiprocessing.Value("q", 0)
+        self._epoch = SharedEpoch()
 
     @property
     def epoch(self) -> int:
-        """The epoch the draws are for, as every worker sees it."""
-        return self._epoch.value
+        """The epoch the draws are for, as every worker sees it; raises before the first :meth:`set_epoch`."""
+        return self._epoch.require("KeyedRandomCrop")
 
     def set_epoch(self, epoch: int) -> None:
         """Draw for ``epoch`` from now on, in this process and in loader workers that it has started or will start."""
-        self._epoch.value = epoch
+        self._epoch.set(epoch)
 
     def draw(self, key: int, width: int, height: int) -> CropDraw:
-        """The crop of the image ``key`` (see :func:`stable_id`), ``width`` x ``height`` pixels, in this epoch."""
+        """The crop of the image ``key`` (see :func:`ikd_fast.mmdet.samples.image_key`), ``width`` x ``height`` pixels, in this epoch."""
         u_scale, u_x, u_y, u_gain = draw(self.seed, key, self.epoch, Stream.LOADER, 0)
         u_hflip, u_vflip, _, _ = draw(self.seed, key, self.epoch, Stream.LOADER, 1)
         low, high = self.scale
@@ -135,7 +135,7 @@ class KeyedRandomCrop(BaseTransform):
             raise TypeError(f"KeyedRandomCrop expects uint8 images, got {image.dtype}: write it before any normalisation")
         if results.get("gt_masks") is not None:
             raise ValueError("KeyedRandomCrop moves boxes only: write dict(type='LoadAnnotations', with_bbox=True) before it")
-        key = stable_id("/".join(PurePath(results["img_path"]).parts[-2:]), results["img_id"])
+        key = image_key(results)
         height, width = image.shape[:2]
         crop = self.draw(key, width, height)
         results["img"] = crop.pixels(image)
