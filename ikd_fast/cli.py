@@ -48,7 +48,8 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Distil three students on real photographs: alone, with FGD, with FGD + IKD. Some minutes on two cores."""
-    console = Console(stderr=as_json)
+    # The stream by name: the run sends everything else that is printed to a log file.
+    console = Console(file=sys.stderr if as_json else sys.stdout)
     with _errors(console, "The same command goes on from the last epoch."):
         _calm_threads()
         from ikd_fast.demo.run import Options, run, train_demo_teacher

@@ -127,7 +127,10 @@ class PixelUnits:
             raise ValueError(
                 f"{name}: float images must say their scale; found {low:.6g} to {high:.6g}; {_HOW}"
             )
-        grey, floor, ceiling = self._constants(image)
+        try:
+            grey, floor, ceiling = self._constants(image)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
         channels = image.detach().movedim(-3, 0).flatten(1)
         low_c, high_c = channels.amin(1).to(grey.dtype), channels.amax(1).to(grey.dtype)
         slack = 0.5 * grey.view(-1)

@@ -14,7 +14,7 @@ from torch import Tensor
 Images = Any  # Tensor [N,3,H,W] | list of Tensor or numpy array, [3,H,W] or [H,W,3]
 
 
-def _as_tensor(image: Any, name: str) -> Tensor:
+def as_tensor(image: Any, name: str) -> Tensor:
     if isinstance(image, Tensor):
         return image
     if isinstance(image, np.ndarray):
@@ -25,6 +25,12 @@ def _as_tensor(image: Any, name: str) -> Tensor:
         f"{name}: expected a tensor or a numpy array, got {type(image).__name__}; "
         "write torch.as_tensor(image)"
     )
+
+
+def own(cut: Tensor, source: Tensor) -> Tensor:
+    """Contiguous, and no view of ``source``: what the caller writes into the result never reaches the input."""
+    shared = cut.untyped_storage().data_ptr() == source.untyped_storage().data_ptr()
+    return cut.clone(memory_format=torch.contiguous_format) if shared else cut.contiguous()
 
 
 def _is_hwc(shape: Sequence[int], name: str) -> bool:
@@ -76,7 +82,7 @@ class Batch:
             )
         views, hwc = [], []
         for i, image in enumerate(images):
-            tensor = _as_tensor(image, f"images[{i}]")
+            tensor = as_tensor(image, f"images[{i}]")
             hwc.append(_is_hwc(tensor.shape, f"images[{i}]"))
             views.append(tensor.permute(2, 0, 1) if hwc[-1] else tensor)
             first = views[0]
@@ -117,5 +123,5 @@ class Batch:
         return [self._item(i, view) if changed(i) else self.source[i] for i, view in enumerate(views)]
 
     def _item(self, i: int, view: Tensor) -> Any:
-        item = (view.permute(1, 2, 0) if self.hwc[i] else view).contiguous()
+        item = own(view.permute(1, 2, 0) if self.hwc[i] else view, self.views[i])
         return item.numpy() if isinstance(self.source[i], np.ndarray) else item

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .checks import as_boxes, as_flags
 from .geometry import Window, clip_to_window, crop_flip, flip_boxes, from_xyxy, overlaps, to_xyxy
+from .images import as_tensor, own
 
 Targets = Sequence[Mapping[str, Any]]
 
@@ -83,18 +84,18 @@ def _masks(
     masks: Any, window: Window, flip: bool, size: tuple[int, int], canvas: tuple[int, int] | None, i: int
 ) -> Any:
     """Crop and flip ``[n, H, W]`` masks; those of a stack's size (``canvas``) keep it, as the stack does."""
-    tensor = torch.as_tensor(masks) if isinstance(masks, np.ndarray) else masks
-    if not isinstance(tensor, Tensor) or tensor.dim() != 3 or tuple(tensor.shape[1:]) not in (size, canvas):
-        got = list(tensor.shape) if isinstance(tensor, Tensor) else type(masks).__name__
+    tensor = as_tensor(masks, f"targets[{i}]['masks']")
+    if tensor.dim() != 3 or tuple(tensor.shape[1:]) not in (size, canvas):
         raise ValueError(
-            f"targets[{i}]['masks']: expected [n, {size[0]}, {size[1]}] bool or uint8, got {got}"
+            f"targets[{i}]['masks']: expected [n, {size[0]}, {size[1]}] bool or uint8, "
+            f"got {list(tensor.shape)}"
         )
     cut = crop_flip(tensor[:, : size[0], : size[1]], window, flip)
     if tuple(tensor.shape[1:]) == canvas:
         out = torch.zeros_like(tensor)
         out[:, : cut.shape[1], : cut.shape[2]] = cut
         cut = out
-    cut = cut.clone() if cut.data_ptr() == tensor.data_ptr() else cut.contiguous()
+    cut = own(cut, tensor)
     return cut.numpy() if isinstance(masks, np.ndarray) else cut
 
 

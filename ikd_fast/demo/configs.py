@@ -8,11 +8,11 @@ from typing import Any
 
 import ikd_fast.configs
 import ikd_fast.mmdet  # noqa: F401  (makes mmdet importable without compiled operators)
+import ikd_fast.demo.sampler  # noqa: F401  (registers ChunkSampler)
 from ikd_fast.demo.coco import Split
 from ikd_fast.demo.plan import Epochs
 from mmengine.config import Config
-
-ASSETS = Path(__file__).resolve().parent.parent / "assets"
+from mmengine.registry import init_default_scope
 
 
 def demo_folder() -> Path:
@@ -22,6 +22,7 @@ def demo_folder() -> Path:
 
 def load(name: str, splits: dict[str, Split], *, evaluate: str = "val") -> Config:
     """``configs/demo/NAME`` on the given data, its test loader on split ``evaluate``."""
+    init_default_scope("mmdet")
     cfg = Config.fromfile(demo_folder() / name)
     for loader, split in (("train", "train"), ("val", "val"), ("test", evaluate)):
         _point(cfg[f"{loader}_dataloader"].dataset, splits[split])

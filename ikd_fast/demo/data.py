@@ -25,6 +25,7 @@ from ikd_fast.demo.tiles import MIN_KEPT, Rect, clip_boxes, covering_tiles, disj
 TRAIN_IMAGES = ("2019_YELL_2_528000_4978000_image_crop2", "2019_YELL_2_541000_4977000_image_crop")
 TEST_IMAGES = ("OSBS_029", "SOAP_061")
 TRAIN_TILE, TRAIN_STRIDE, VAL_TILE = 384, 256, 256
+ASSETS = Path(__file__).resolve().parent.parent / "assets"
 VERSION = 1
 """Raised whenever the tiles change, so that an older data folder is written again."""
 
@@ -102,6 +103,7 @@ def prepare(root: Path, *, wheel: Path | None = None, source: Path | None = None
             write_bytes(root / split / tile.file_name, buffer.getvalue())
         write_json(root / "annotations" / f"{split}.json", coco_json(chosen, boxes))
     write_bytes(root / "README.md", README.encode())
+    write_bytes(root / "LICENSE.deepforest", (ASSETS / "LICENSE.deepforest").read_bytes())
     write_json(done, {"version": VERSION, "source": PACKAGE})
     return root
 

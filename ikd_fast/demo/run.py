@@ -15,6 +15,7 @@ from ikd_fast.demo.errors import DemoError
 from ikd_fast.demo.evaluate import evaluate, load_model
 from ikd_fast.demo.files import write_json
 from ikd_fast.demo.plan import DEFAULT_STEPS, QUICK_STEPS, STUDENTS, TITLES, Epochs, Settings, claim, clear
+from ikd_fast.demo.quiet import quiet
 from ikd_fast.demo.report import Report
 from ikd_fast.demo.students import Student, student_result
 from ikd_fast.demo.teacher import SHIPPED, fingerprint, read_teacher, train_teacher, write_pth
@@ -46,6 +47,11 @@ def run(options: Options, console: Console) -> dict[str, Any]:
     started = time.monotonic()
     splits, settings = _prepare(options)
     claim(options.out, settings, fresh=options.fresh)
+    with quiet(options.out / "work" / "console.log"):
+        return _run(options, console, splits, settings, started)
+
+
+def _run(options: Options, console: Console, splits: dict[str, Split], settings: Settings, started: float) -> dict[str, Any]:
     batch = configs.load("student.py", splits).train_dataloader.batch_size
     epochs = Epochs.of(settings.steps, splits["train"].images, batch)
     seeds = range(options.seed, options.seed + options.seeds)
@@ -93,7 +99,8 @@ def train_demo_teacher(options: Options, console: Console) -> Path:
         clear(options.out)
     report = Report(console, [("teacher", 1)])
     target = options.out / "demo_teacher.safetensors"
-    facts = train_teacher(options.out / "teacher", splits, report, seed=options.seed, steps=options.steps, target=target)
+    with quiet(options.out / "teacher" / "console.log"):
+        facts = train_teacher(options.out / "teacher", splits, report, seed=options.seed, steps=options.steps, target=target)
     report.say(f"Teacher: AP50 {100 * facts['val']['AP50']:.1f} % on validation as packed; {target} ({facts['bytes'] / 1e6:.1f} MB)")
     report.say(f"Use it: ikd-fast demo --teacher {target}")
     return target

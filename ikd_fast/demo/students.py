@@ -16,12 +16,11 @@ from ikd_fast.demo.files import write_json
 from ikd_fast.demo.plan import STUDENTS, TITLES, Epochs
 from ikd_fast.demo.report import Report
 from ikd_fast.demo.teacher import write_pth
-from ikd_fast.demo.train import quiet, seconds_per_step, train
+from ikd_fast.demo.train import seconds_per_step, train
 from ikd_fast.distill.teacher import read_weights
 from ikd_fast.mmdet.export import export
 from mmdet.registry import MODELS
 from mmengine.config import Config
-from mmengine.registry import init_default_scope
 from mmengine.runner import set_random_seed
 
 
@@ -52,7 +51,7 @@ def student_config(student: Student, splits: dict[str, Split], epochs: Epochs, t
     """The student's training config: data, teacher, length, seed, the common initial weights or the last checkpoint."""
     cfg = configs.load(STUDENTS[student.name], splits)
     if cfg.model.type == "IKDDistiller":
-        cfg.model.teacher_config = configs.load("teacher.py", splits)
+        cfg.model.teacher_config = configs.load("teacher.py", splits).model
         cfg.model.teacher_ckpt = str(teacher)
     init = initial_weights(student, splits)
     configs.set_run(cfg, student.work_dir, epochs, seed=student.seed, init=init)
@@ -64,11 +63,9 @@ def initial_weights(student: Student, splits: dict[str, Split]) -> Path:
     path = student.work_dir.parent / "init.pth"
     if not path.is_file():
         cfg = configs.load("student.py", splits)
-        with quiet(student.work_dir.parent / "console.log"):
-            init_default_scope("mmdet")
             set_random_seed(student.seed)
-            model = MODELS.build(cfg.model)
-            model.init_weights()
+        model = MODELS.build(cfg.model)
+        model.init_weights()
         write_pth(path, model.state_dict(), splits["train"].classes)
     return path
 

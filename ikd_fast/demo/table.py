@@ -7,36 +7,32 @@ from typing import Any
 from ikd_fast.demo.plan import TITLES
 from ikd_fast.demo.seeds import spread
 from ikd_fast.demo.summary import METRICS, Scores, gather
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 
 def result_table(results: dict[str, Any], *, steps: int, images: dict[str, int], title: str) -> Table:
     """One row a model: AP in per cent on validation and, where there is one, on the test split."""
-    table = Table(title=title, title_justify="left", caption=_caption(steps, images), caption_justify="left")
-    table.add_column("")
-    for metric in METRICS:
-        table.add_column(f"val {metric}", justify="right")
-    if "test" in images:
-        for metric in ("AP", "AP50"):
-            table.add_column(f"test {metric}", justify="right")
-    table.add_column("s / step", justify="right")
+    sizes = [m for m in METRICS if any(row["val"][m] is not None for row in results.values())]
+    columns = [("val", metric) for metric in sizes] + [("test", m) for m in ("AP", "AP50") if "test" in images]
+    table = _table(title, steps, images)
+    table.add_column("", no_wrap=True)
+    for split, metric in columns:
+        table.add_column(f"{split}\n{metric}", justify="right", no_wrap=True)
+    table.add_column("seconds\na step", justify="right", no_wrap=True)
     for name, row in results.items():
-        cells = [_percent(row["val"], metric) for metric in METRICS]
-        if "test" in images:
-            cells += [_percent(row["test"], metric) for metric in ("AP", "AP50")]
+        cells = [_percent(row[split], metric) for split, metric in columns]
         seconds = row.get("seconds_per_step")
         table.add_row(TITLES[name], *cells, f"{seconds:.2f}" if seconds else "")
-        if name == "teacher":
-            table.add_section()
     return table
 
 
 def seeds_table(results: dict[int, dict[str, Any]], *, steps: int, images: dict[str, int]) -> Table:
     """Mean, 95 % interval and every seed's point of validation AP and AP50, and the paired differences."""
     count = len(results)
-    table = Table(title=f"Validation, {count} seeds", title_justify="left", caption=_caption(steps, images), caption_justify="left")
+    table = _table(f"Validation, {count} seeds", steps, images)
     for column in ("", "metric", "mean", "95 % interval", "each seed"):
-        table.add_column(column, justify="left" if column in ("", "metric") else "right")
+        table.add_column(column, justify="left" if column in ("", "metric") else "right", no_wrap=column != "each seed")
     points = gather(results)
     rows = [(TITLES[name], by) for name, by in points.items()]
     for better, base in (("fgd", "alone"), ("fgd_ikd", "fgd")):
@@ -56,9 +52,10 @@ def _percent(scores: Scores, metric: str) -> str:
     return "-" if value is None else f"{100 * value:.1f}"
 
 
-def _caption(steps: int, images: dict[str, int]) -> str:
+def _table(title: str, steps: int, images: dict[str, int]) -> Table:
     sets = ", ".join(f"{count} {name} images" for name, count in images.items() if name != "train")
-    return (
-        f"COCO box AP in per cent after {steps} steps a student; {sets}. AP50: at IoU 0.5; AP_S, AP_M, AP_L: boxes below "
-        "32x32, up to 96x96 and above, - where there is none. No order of the rows is promised at this length."
+    caption = (
+        f"COCO box AP in per cent after {steps} steps a student, on {sets}. AP: mean over IoU 0.50 to 0.95; AP50: at IoU 0.50; "
+        "AP_S, AP_M, AP_L: of boxes up to 32x32, up to 96x96 and above. No order of the rows is promised at this length."
     )
+    return Table(title=title, title_justify="left", title_style="bold", caption=caption, caption_justify="left", box=SIMPLE_HEAD)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from ikd_fast.demo import configs
 from ikd_fast.demo.coco import Split
+from ikd_fast.demo.data import ASSETS
 from ikd_fast.demo.errors import DemoError
 from ikd_fast.demo.evaluate import evaluate, load_model
 from ikd_fast.demo.files import write_bytes, write_json
@@ -21,7 +22,7 @@ from ikd_fast.distill.teacher import read_weights
 from ikd_fast.mmdet.compat import load_checkpoint
 from ikd_fast.mmdet.export import student_weights
 
-SHIPPED = configs.ASSETS / "demo_teacher.safetensors"
+SHIPPED = ASSETS / "demo_teacher.safetensors"
 
 
 def read_teacher(path: Path) -> dict[str, torch.Tensor]:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import ikd_fast.mmdet  # noqa: F401  (makes mmdet importable without compiled operators)
 import torch
 from ikd_fast.demo.files import write_bytes
+from ikd_fast.demo.quiet import quiet
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
@@ -45,14 +45,6 @@ def read_history(work_dir: Path) -> list[dict[str, float]]:
 def seconds_per_step(history: list[dict[str, float]]) -> float:
     """Median over the steps but the first, which allocates."""
     return statistics.median([row["seconds"] for row in history][1:] or [history[0]["seconds"]])
-
-
-@contextlib.contextmanager
-def quiet(path: Path) -> Iterator[None]:
-    """Send what Python code prints inside the block to the end of ``path``."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
-        yield
 
 
 class HistoryHook(Hook):

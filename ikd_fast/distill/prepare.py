@@ -71,8 +71,8 @@ def _stack(images: Tensor | Sequence[Tensor], units: PixelUnits | None, divisor:
 
 
 def _scaled(image: Tensor, units: PixelUnits | None, i: int) -> Tensor:
-    if image.dim() != 3:
-        raise ValueError(f"images[{i}] must be [C, H, W], got {list(image.shape)}")
+    if image.dim() != 3 or (image.shape[0] != 3 and image.shape[-1] == 3):
+        raise ValueError(f"images[{i}] must be [C, H, W], got {list(image.shape)}; write image.permute(2, 0, 1) for [H, W, C]")
     if image.dtype == torch.uint8:
         if units is None:
             raise ValueError(

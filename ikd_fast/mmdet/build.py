@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mmdet.registry import MODELS
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.runner import CheckpointLoader
 from torch import nn
 
@@ -67,7 +67,8 @@ def preprocessor_facts(config: Mapping[str, Any]) -> tuple[PixelUnits, bool, int
 
 def build_detector(config: Mapping[str, Any]) -> nn.Module:
     """The detector alone: its data preprocessor is somebody else's job."""
-    return MODELS.build({key: value for key, value in config.items() if key != "data_preprocessor"})
+    # Heads read test_cfg by attribute.
+    return MODELS.build(ConfigDict({key: value for key, value in config.items() if key != "data_preprocessor"}))
 
 
 def build_teacher(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from dataclasses import dataclass
+
+import torch
 
 
 @dataclass
@@ -24,17 +25,21 @@ class Progress:
 
 
 class SharedEpoch:
-    """An epoch that loader workers see change: shared memory, since persistent workers keep their copy of everything else."""
+    """An epoch that loader workers see change: shared memory, since persistent workers keep their copy of everything else.
+
+    Copies of the transform that holds it (a Config copies what it is given) share it too.
+    """
 
     def __init__(self) -> None:
-        self._value = multiprocessing.Value("q", -1)
+        # A tensor goes to forked and to spawned workers alike; multiprocessing.Value cannot be copied or pickled.
+        self._value = torch.full((1,), -1, dtype=torch.int64).share_memory_()
+
+    def __deepcopy__(self, memo: dict) -> SharedEpoch:
+        return self
 
     def set(self, epoch: int) -> None:
-        with self._value.get_lock():
-            self._value.value = int(epoch)
+        self._value[0] = int(epoch)
 
     def require(self, who: str) -> int:
-        epoch = int(self._value.value)
-        if epoch < 0:
-            Progress().require_epoch(who)
-        return epoch
+        epoch = int(self._value[0])
+        return Progress().require_epoch(who) if epoch < 0 else epoch

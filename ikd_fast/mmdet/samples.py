@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import BaseBoxes, HorizontalBoxes
-from mmengine.structures import InstanceData
+from mmengine.structures import InstanceData, PixelData
 from torch import Tensor
 
 from ikd_fast.augment import AugPlan
@@ -82,9 +82,10 @@ def crop_sample(sample: DetDataSample, plan: AugPlan, i: int) -> DetDataSample:
     if "proposals" in sample:
         raise ValueError("AdaptiveFreqAug moves gt_instances and ignored_instances, not precomputed proposals: remove them")
     if "gt_sem_seg" in sample:
-        for key, value in sample.gt_sem_seg.all_items():
-            value = value[..., y0:y1, x0:x1]
-            out.gt_sem_seg.set_data({key: value.flip(-1) if flip else value})
+        cut = {key: value[..., y0:y1, x0:x1] for key, value in sample.gt_sem_seg.items()}
+        out.gt_sem_seg = PixelData(
+            metainfo=sample.gt_sem_seg.metainfo, **{key: value.flip(-1) if flip else value for key, value in cut.items()}
+        )
     out.set_metainfo({"img_shape": size, "ikd_window": (x0, y0, x1, y1)})
     if flip:
         out.set_metainfo({"flip": not sample.metainfo.get("flip", False), "flip_direction": "horizontal"})

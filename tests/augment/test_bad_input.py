@@ -213,3 +213,17 @@ def test_the_message_of_a_wrong_list_comes_before_any_work() -> None:
         ValueError, match=r"image_ids: expected 1 entries, one per image \(as images\), got 2"
     ):
         AdaptiveFreqAug()([IMAGE], [TARGET], image_ids=[1, 2], epoch=0)
+
+
+def test_boxes_on_another_device() -> None:
+    far = {"boxes": torch.tensor([GOOD], device="meta")}
+    aug = AdaptiveFreqAug()
+    with pytest.raises(
+        ValueError, match=r"boxes\[0\]: expected boxes on the CPU, got meta; .*write boxes\.cpu\(\)"
+    ):
+        aug.plan([far["boxes"]], [(20, 30)], [0], 0)
+    one = aug.plan([[GOOD]], [(20, 30)], [0], 0)
+    with pytest.raises(
+        ValueError, match=r"targets\[0\]\['boxes'\]: expected on the CPU or on cpu .*got meta"
+    ):
+        aug.apply([IMAGE], [far], one)

@@ -75,8 +75,8 @@ def test_boxes_bound_their_masks(boxes: list[list[int]], key: int, stacked: bool
 
 def test_cxcywh_norm_equals_xyxy() -> None:
     rng = np.random.default_rng(1)
-    low = rng.uniform(-5, 30, (40, 2))
-    xyxy = torch.tensor(np.concatenate([low, low + rng.uniform(6, 30, (40, 2))], 1))
+    low = rng.uniform(0, [W - 4, H - 4], (40, 2))
+    xyxy = torch.tensor(np.concatenate([low, low + rng.uniform(2, 12, (40, 2))], 1))
     side = torch.tensor([W, H])
     norm = torch.cat([(xyxy[:, :2] + xyxy[:, 2:]) / 2 / side, (xyxy[:, 2:] - xyxy[:, :2]) / side], 1)
     image = torch.zeros(3, H, W, dtype=torch.uint8)
@@ -199,6 +199,17 @@ def test_no_boxes_and_padded_stack() -> None:
     again, _ = aug(channels_last, targets, image_ids=[1, 2], epoch=0)
     assert again.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(again, images)
+
+
+def test_crops_share_no_memory_with_the_input() -> None:
+    """Rows of an HWC image, or of one mask, are contiguous as they are: a view unless copied."""
+    hwc, mask = torch.ones(H, W, 3, dtype=torch.uint8), np.ones((1, H, W), bool)
+    target = {"boxes": torch.tensor([[2.0, 2, 30, 30]]), "masks": mask}
+    (image,), (out,) = AdaptiveFreqAug().apply([hwc], [target], fixed_plan([0, 5, W, 25]))
+    image.zero_()
+    out["masks"][:] = False
+    assert hwc.min() == 1
+    assert mask.all()
 
 
 def snapshot(value):

@@ -152,3 +152,22 @@ def test_apply_is_geometry_then_noise_and_replays(rng: str, form: str) -> None:
         out = aug.apply_noise(padded, plan)
         assert all(torch.equal(out[i, :, : x.shape[1], : x.shape[2]], x) for i, x in enumerate(whole))
         assert out.sum() == pytest.approx(sum(x.sum().item() for x in whole), rel=1e-4)
+
+
+def test_apply_reads_nothing_back_from_the_device() -> None:
+    """On the meta device anything that needs a value on the host (item, nonzero, a copy back) raises."""
+    given = targets(6)
+    for target in given[::2]:
+        target["boxes"] = torch.tensor([[3.0, 3, 90, 90]])
+    stack = torch.zeros(6, 3, H, W, dtype=torch.uint8, device="meta")
+    aug = AdaptiveFreqAug(noise_prob=0.7, hflip_prob=0.5)
+    plan = aug.plan_for(stack, given, range(6), 0)
+    assert 0 < plan.noise_frac < 1
+    assert plan.flip.any()
+    out, new_targets = aug.apply(stack, given, plan)
+    assert (out.device.type, out.dtype, out.shape) == ("meta", torch.uint8, stack.shape)
+    assert [t["size"] for t in new_targets] == plan.out_sizes
+    images, _ = aug.apply(list(stack), given, plan)
+    assert [tuple(x.shape[1:]) for x in images] == plan.out_sizes
+    with pytest.raises(RuntimeError, match="meta"):
+        out.sum().item()

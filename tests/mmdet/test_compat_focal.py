@@ -12,7 +12,9 @@ import ikd_fast.mmdet  # noqa: F401  activates compat before mmcv.ops is importe
 from ikd_fast.mmdet.compat.focal import sigmoid_focal_loss_backward, sigmoid_focal_loss_forward
 
 
-def definition(logits: Tensor, target: Tensor, gamma: float, alpha: float, weight: Tensor | None = None) -> Tensor:
+def definition(
+    logits: Tensor, target: Tensor, gamma: float, alpha: float, weight: Tensor | None = None
+) -> Tensor:
     """Eq. 5 of the focal loss paper, entry by entry in float64; differentiable."""
     p = logits.double().sigmoid()
     rows = []
@@ -55,7 +57,9 @@ def test_value_and_gradient_equal_the_definition(gamma: float, alpha: float, wei
     # A dozen float32 roundings (6e-8 each), a few of them raised to the power gamma.
     torch.testing.assert_close(ours.double(), exact.detach(), rtol=2e-6, atol=1e-9)
     # The gradient subtracts terms of like size, so the bound is relative to the largest gradient.
-    torch.testing.assert_close(grad.double(), exact_grad, rtol=2e-6, atol=2e-6 * float(exact_grad.abs().max()))
+    torch.testing.assert_close(
+        grad.double(), exact_grad, rtol=2e-6, atol=2e-6 * float(exact_grad.abs().max())
+    )
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
@@ -92,7 +96,9 @@ def test_equals_mmdet_python_version() -> None:
 
 def test_by_hand_at_logit_zero() -> None:
     output = torch.empty(2, 1)
-    sigmoid_focal_loss_forward(torch.zeros(2, 1), torch.tensor([0, 1]), torch.empty(0), output, gamma=2.0, alpha=0.25)
+    sigmoid_focal_loss_forward(
+        torch.zeros(2, 1), torch.tensor([0, 1]), torch.empty(0), output, gamma=2.0, alpha=0.25
+    )
     # p = 1/2: 1/4 * 1/4 * ln 2 and 3/4 * 1/4 * ln 2.
     assert output.flatten().tolist() == pytest.approx([math.log(2) / 16, 3 * math.log(2) / 16], rel=1e-6)
 

@@ -39,7 +39,9 @@ def brute_force(boxes: Tensor, scores: Tensor, threshold: Fraction | float, offs
     return kept
 
 
-def boxes_on_grid(n: int, generator: torch.Generator, *, step: int = 4, degenerate: bool = True) -> tuple[Tensor, Tensor]:
+def boxes_on_grid(
+    n: int, generator: torch.Generator, *, step: int = 4, degenerate: bool = True
+) -> tuple[Tensor, Tensor]:
     """Integer boxes (equal, touching, empty and inverted ones among them) with scores in eighths.
 
     Integer corners make every float32 intersection and union exact, and two different IoUs differ by far more than
@@ -67,7 +69,9 @@ def test_more_boxes_than_one_block() -> None:
     # Crosses two block borders, so suppression by boxes of an earlier block is exercised.
     generator = torch.Generator().manual_seed(2)
     corner = torch.randint(0, 400, (2 * BLOCK + 100, 2), generator=generator)
-    boxes = torch.cat([corner, corner + torch.randint(8, 40, corner.shape, generator=generator)], dim=1).float()
+    boxes = torch.cat(
+        [corner, corner + torch.randint(8, 40, corner.shape, generator=generator)], dim=1
+    ).float()
     scores = torch.rand(len(boxes), generator=generator)
     kept = nms(boxes, scores, iou_threshold=0.3, offset=0).tolist()
     assert kept == brute_force(boxes, scores, 0.3, 0)
@@ -99,13 +103,17 @@ def test_threshold_is_rounded_to_float32_like_the_compiled_argument() -> None:
 
 def test_infinite_and_nan_boxes_suppress_nothing_they_should_not() -> None:
     inf, nan = float("inf"), float("nan")
-    boxes = torch.tensor([[0.0, 0.0, inf, 10.0], [nan, 0.0, 5.0, 5.0], [0.0, 0.0, 4.0, 4.0], [0.0, 0.0, 4.0, 4.0]])
+    boxes = torch.tensor(
+        [[0.0, 0.0, inf, 10.0], [nan, 0.0, 5.0, 5.0], [0.0, 0.0, 4.0, 4.0], [0.0, 0.0, 4.0, 4.0]]
+    )
     assert nms(boxes, torch.tensor([0.9, 0.8, 0.7, 0.6]), iou_threshold=0.5, offset=0).tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_other_dtypes_equal_float32_of_the_same_values(dtype: torch.dtype) -> None:
-    boxes, scores = boxes_on_grid(120, torch.Generator().manual_seed(3))  # values below 128: exact in each dtype
+    boxes, scores = boxes_on_grid(
+        120, torch.Generator().manual_seed(3)
+    )  # values below 128: exact in each dtype
     expected = nms(boxes, scores, iou_threshold=0.5, offset=0)
     assert torch.equal(nms(boxes.to(dtype), scores.to(dtype), iou_threshold=0.5, offset=0), expected)
 
@@ -152,7 +160,9 @@ def test_mmcv_nms_filters_and_limits() -> None:
     expected = valid[torch.tensor(brute_force(boxes[valid], scores[valid], 0.5, 0))][:7]
     assert torch.equal(kept, expected)
     assert torch.equal(dets, torch.cat([boxes[expected], scores[expected, None]], dim=1))
-    dets_numpy, kept_numpy = mmcv_nms(boxes.numpy(), scores.numpy(), iou_threshold=0.5, score_threshold=0.25, max_num=7)
+    dets_numpy, kept_numpy = mmcv_nms(
+        boxes.numpy(), scores.numpy(), iou_threshold=0.5, score_threshold=0.25, max_num=7
+    )
     assert isinstance(dets_numpy, np.ndarray)
     assert np.array_equal(kept_numpy, expected.numpy())
     assert np.array_equal(dets_numpy, dets.numpy())
@@ -198,7 +208,7 @@ from ikd_fast.mmdet.compat.nms import nms
 
 generator = torch.Generator().manual_seed(8)
 sets = removed = 0
-for trial in range(400):
+for trial in range(300):
     n = 3000 if trial == 0 else int(torch.randint(0, 300, (1,), generator=generator))
     corner = torch.rand(n, 2, generator=generator) * 100
     size = torch.rand(n, 2, generator=generator) * 40 - 5 * (trial % 7 == 0)
@@ -218,22 +228,25 @@ print(sets, removed)
 """
 
 
-def test_identical_to_compiled_mmcv(tmp_path: Path) -> None:
-    wheels = sorted((REPO.parent / "shared" / "wheels").glob("mmcv-*.whl"))
+@pytest.mark.slow
+def test_identical_to_compiled_mmcv(tmp_path: Path, shared_dir: Path) -> None:
+    wheels = sorted((shared_dir / "wheels").glob("mmcv-*.whl"))
     tag = f"cp{sys.version_info.major}{sys.version_info.minor}-"
     wheel = next((w for w in wheels if tag in w.name and sys.platform in w.name), None)
     if wheel is None:
         pytest.skip(f"no compiled mmcv wheel for {tag}{sys.platform} in ../shared/wheels")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path)
+    path = os.pathsep.join([str(tmp_path), str(REPO)])
     result = subprocess.run(
         [sys.executable, "-c", COMPARE],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(REPO)]), "OMP_NUM_THREADS": "1"},
+        # One thread: on a busy machine a second one spins for far longer than it works.
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=False,
     )
     assert result.returncode == 0, result.stderr
     sets, removed = map(int, result.stdout.split())
-    assert sets == 2400
+    assert sets == 1800
     assert removed > 10_000  # the sets are crowded enough for the comparison to mean something

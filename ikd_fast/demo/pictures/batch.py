@@ -11,13 +11,12 @@ from ikd_fast.augment.plan import Branch
 from ikd_fast.demo import configs
 from ikd_fast.demo.coco import Split
 from ikd_fast.demo.pictures.canvas import TRUTH, draw_boxes, figure, save, show
-from ikd_fast.demo.train import quiet
+from ikd_fast.demo.quiet import quiet
 from ikd_fast.distill import StepBatch
 from ikd_fast.mmdet.distiller import IKDDistiller
 from ikd_fast.mmdet.samples import box_tensor, to_targets
 from mmdet.registry import DATASETS, MODELS
 from mmengine.dataset import pseudo_collate
-from mmengine.registry import init_default_scope
 
 ROWS = 4
 GAIN = 10
@@ -50,7 +49,7 @@ def draw_batch(path: Path, out: Path, splits: dict[str, Split], seed: int) -> Pa
         loaded = row["inputs"].flip(0)
         show(axes[i, 0], _uint8(loaded), "from the loader")
         draw_boxes(axes[i, 0], box_tensor(row["data_samples"].gt_instances.bboxes).tolist(), TRUTH)
-        show(axes[i, 1], _uint8(clean), _branch(data["plan"], i))
+        show(axes[i, 1], _uint8(clean), _branch(data["plan"], i, len(targets[i]["boxes"])))
         draw_boxes(axes[i, 1], targets[i]["boxes"].tolist(), TRUTH)
         show(axes[i, 2], _uint8(adv), f"adversarial branch: {attack.mode}, eps {attack.eps:g}")
         show(axes[i, 3], _uint8(127.5 + GAIN * (adv - geo)), f"{GAIN} x the perturbation (grey: none)")
@@ -63,7 +62,6 @@ def _model_and_rows(out: Path, splits: dict[str, Split], seed: int) -> tuple[IKD
     configs.set_seed(cfg, seed)
     cfg.model.teacher_config = configs.load("teacher.py", splits).model
     cfg.model.teacher_ckpt = str(out / "teacher.pth")
-    init_default_scope("mmdet")
     model = MODELS.build(cfg.model)
     model.set_total_steps(100)
     model.set_progress(0, 0)
@@ -73,24 +71,27 @@ def _model_and_rows(out: Path, splits: dict[str, Split], seed: int) -> tuple[IKD
             transform.set_epoch(0)
     candidates = [dataset[i] for i in range(min(len(dataset), 96))]
     plan = model.data_preprocessor(pseudo_collate(candidates), training=True)["plan"]
+    boxes = [len(row["data_samples"].gt_instances) for row in candidates]
     by_branch = {branch: [i for i, b in enumerate(plan.branch.tolist()) if b == branch] for branch in Branch}
+    for places in by_branch.values():
+        places.sort(key=lambda i: (boxes[i] == 0, i))
     order = [Branch.CROP, Branch.NOISE, Branch.KEEP]
     chosen: list[int] = []
     while len(chosen) < min(ROWS, len(candidates)):
-        for branch in order:
-            if by_branch[branch] and len(chosen) < ROWS:
-                chosen.append(by_branch[branch].pop(0))
+        chosen += [by_branch[branch].pop(0) for branch in order if by_branch[branch]]
+    chosen = chosen[:ROWS]
     return model, [candidates[i] for i in sorted(chosen, key=lambda i: (order.index(Branch(int(plan.branch[i]))), i))]
 
 
-def _branch(plan: Any, i: int) -> str:
+def _branch(plan: Any, i: int, boxes: int) -> str:
     branch = Branch(int(plan.branch[i]))
     if branch is Branch.CROP:
         h, w = plan.out_sizes[i]
         return f"clean branch: crop to {w} x {h}\n(a box of 32 x 32 pixels or more)"
+    why = "every box below 32 x 32 pixels" if boxes else "no boxes: as if all were small"
     if branch is Branch.NOISE:
-        return f"clean branch: noise, sigma {float(plan.sigma[i]):.1f}\n(every box below 32 x 32 pixels)"
-    return "clean branch: unchanged\n(every box small; noise has probability 0.3)"
+        return f"clean branch: noise, sigma {float(plan.sigma[i]):.1f}\n({why})"
+    return f"clean branch: unchanged, noise not drawn\n({why})"
 
 
 def _uint8(image: torch.Tensor) -> np.ndarray:

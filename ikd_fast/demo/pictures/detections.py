@@ -12,7 +12,7 @@ from ikd_fast.demo.coco import Split
 from ikd_fast.demo.evaluate import load_model
 from ikd_fast.demo.pictures.canvas import FOUND, MISSED, WRONG, draw_boxes, figure, save, show
 from ikd_fast.demo.plan import STUDENTS, TITLES
-from ikd_fast.demo.train import quiet
+from ikd_fast.demo.quiet import quiet
 from ikd_fast.distill.teacher import read_weights
 from matplotlib.lines import Line2D
 from mmdet.registry import DATASETS

@@ -1,0 +1,136 @@
+"""The doctor's report: true values where the stack is whole, a line and a remedy where it is broken or missing."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ikd_fast import doctor
+
+REPO = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def report() -> dict:
+    return doctor.collect()
+
+
+def test_values_of_this_environment(report: dict) -> None:
+    assert json.loads(json.dumps(report)) == report
+    assert set(report) == {
+        "python", "ikd_fast", "torch", "packages", "mmcv", "kernels", "missing", "problems", "ok",
+    }  # fmt: skip
+    assert report["python"]["version"] == platform.python_version()
+    assert report["torch"]["version"] == torch.__version__
+    assert report["torch"]["cuda"] == torch.version.cuda
+    assert len(report["torch"]["gpus"]) == torch.cuda.device_count()
+    assert report["packages"]["numpy"]["version"] == np.__version__
+    assert report["packages"]["mmengine"]["version"] == metadata.version("mmengine")
+    assert report["kernels"] == {"backend": "reference", "note": doctor.KERNELS_NOTE}
+    assert report["missing"] == []
+    assert report["problems"] == []
+    assert report["ok"] is True
+
+
+def test_operators_and_their_providers(report: dict) -> None:
+    from ikd_fast.mmdet import compat
+
+    activated = compat.activate()
+    assert report["mmcv"]["mode"] == activated.mode
+    assert report["mmcv"]["flavour"] == activated.mmcv_distribution
+    operators = report["mmcv"]["operators"]
+    if activated.mode == "compiled":
+        assert set(operators.values()) == {"compiled"}
+    else:
+        assert operators.pop("nms") in ("torchvision", "ikd_fast")
+        assert operators.pop("sigmoid_focal_loss") == "ikd_fast"
+        assert set(operators.values()) == {"none"}
+        assert "roi_align" in operators
+
+
+def test_rendered_text_holds_the_facts() -> None:
+    report = doctor.collect()
+    text = doctor.render(report)
+    assert torch.__version__ in text
+    assert "triton kernels are not part of this release: reference (PyTorch) runs on CPU and GPU" in text
+    assert "nothing is missing for the mmdet lane and the demo" in text
+    assert "\x1b" not in text
+    for name, provider in report["mmcv"]["operators"].items():
+        assert any(line.split() == [name, provider] for line in text.splitlines())
+
+
+def test_missing_packages_come_with_the_line_to_install_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = metadata.version
+
+    def version(name: str) -> str:
+        if name in ("pycocotools", "kornia"):
+            raise metadata.PackageNotFoundError(name)
+        return real(name)
+
+    monkeypatch.setattr(doctor.metadata, "version", version)
+    report = doctor.collect()
+    # kornia is optional: listed as not installed, but nothing is wrong without it.
+    assert report["packages"]["kornia"]["install"] == 'pip install "kornia>=0.8"'
+    assert report["missing"] == [
+        {"name": "pycocotools", "needed_for": "box AP", "install": 'pip install "pycocotools>=2.0.7"'}
+    ]
+    assert report["ok"] is False
+    text = doctor.render(report)
+    assert 'missing: pycocotools (for box AP)\n  pip install "pycocotools>=2.0.7"' in text
+    assert "nothing is missing" not in text
+
+
+def test_a_broken_stack_is_reported_not_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ikd_fast.mmdet import compat
+
+    def broken() -> None:
+        raise compat.CompatError("mmcv [2.2.0] is installed. Run:\n  pip install this")
+
+    monkeypatch.setattr(compat, "activate", broken)
+    monkeypatch.setitem(sys.modules, "numpy", None)  # what `import numpy` meets is an ImportError
+    report = doctor.collect()
+    json.dumps(report)
+    assert report["ok"] is False
+    assert report["mmcv"]["error"] == "CompatError: mmcv [2.2.0] is installed. Run:\n  pip install this"
+    assert set(report["mmcv"]["operators"].values()) == {"none"}
+    assert any(line.startswith("numpy does not import: ModuleNotFoundError") for line in report["problems"])
+    text = doctor.render(report)
+    assert "problem: CompatError: mmcv [2.2.0] is installed. Run:\n  pip install this" in text
+
+
+def test_broken_and_heavy_packages_in_a_fresh_process(tmp_path: Path) -> None:
+    """torch that does not import is one line; kornia and DALI are looked up, not imported."""
+    for name, distribution in (("torch", "torch"), ("kornia", "kornia"), ("nvidia", "nvidia-dali-cuda120")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text(f"raise OSError('lib{name}.so: cannot open\\nmore')\n")
+        info = tmp_path / f"{distribution.replace('-', '_')}-9.9.9.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 9.9.9\n")
+    code = (
+        "import json, sys\nfrom ikd_fast import doctor\nreport = doctor.collect()\ndoctor.render(report)\n"
+        "print(json.dumps([report, sorted({'kornia', 'nvidia', 'mmdet'} & set(sys.modules))]))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(REPO)])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    report, imported = json.loads(result.stdout)
+    assert report["torch"]["version"] == "9.9.9"
+    assert report["torch"]["error"] == "OSError: libtorch.so: cannot open"
+    assert "torch does not import: OSError: libtorch.so: cannot open" in report["problems"]
+    assert report["packages"]["kornia"]["version"] == "9.9.9"
+    assert report["packages"]["dali"]["version"] == "9.9.9"
+    assert imported == []
