@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -23,11 +23,14 @@ app = typer.Typer(
     help="Inconsistent knowledge distillation for object detectors. Exit codes: 0 done, 1 failed, 2 wrong usage.",
 )
 Config = Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="An mmdet config.")]
-WorkDir = Annotated[Optional[Path], typer.Option(help="Where logs and checkpoints go. Default: work_dirs/NAME.")]
+WorkDir = Annotated[Path | None, typer.Option(help="Where logs and checkpoints go. Default: work_dirs/NAME.")]
 CfgOptions = Annotated[
-    Optional[list[str]], typer.Option(help="Settings to override, key=value in mmdet's syntax; any number after it.")
+    list[str] | None,
+    typer.Option(help="Settings to override, key=value in mmdet's syntax; any number after it."),
 ]
-Launcher = Annotated[str, typer.Option(help="How processes were started: none, pytorch (torchrun), slurm or mpi.")]
+Launcher = Annotated[
+    str, typer.Option(help="How processes were started: none, pytorch (torchrun), slurm or mpi.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else.")]
 EXTRA = {"allow_extra_args": True}
 
@@ -35,16 +38,28 @@ EXTRA = {"allow_extra_args": True}
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/demo"),
-    data: Annotated[Optional[Path], typer.Option(help="Any COCO-format data set instead of the tree crowns.")] = None,
-    teacher: Annotated[Optional[Path], typer.Option(help="Checkpoint of configs/demo/teacher.py instead of the shipped one.")] = None,
-    steps: Annotated[Optional[int], typer.Option(help="Training steps a student. Default: 300.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Any COCO-format data set instead of the tree crowns.")
+    ] = None,
+    teacher: Annotated[
+        Path | None, typer.Option(help="Checkpoint of configs/demo/teacher.py instead of the shipped one.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Training steps a student. Default: 300.")] = None,
     seeds: Annotated[int, typer.Option(help="Repeat for this many seeds, and print mean and interval.")] = 1,
     seed: Annotated[int, typer.Option(help="The first seed.")] = 0,
     quick: Annotated[bool, typer.Option("--quick", help="A few steps: does everything work here?")] = False,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Delete an earlier run in the folder instead of resuming it.")] = False,
-    train_teacher: Annotated[bool, typer.Option("--train-teacher", help="Train the shipped teacher again, and stop.")] = False,
-    wheel: Annotated[Optional[Path], typer.Option(help="The deepforest 2.1.0 wheel, where there is no network.")] = None,
-    source: Annotated[Optional[Path], typer.Option(help="A folder with deepforest's photographs, instead of the wheel.")] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Delete an earlier run in the folder instead of resuming it.")
+    ] = False,
+    train_teacher: Annotated[
+        bool, typer.Option("--train-teacher", help="Train the shipped teacher again, and stop.")
+    ] = False,
+    wheel: Annotated[
+        Path | None, typer.Option(help="The deepforest 2.1.0 wheel, where there is no network.")
+    ] = None,
+    source: Annotated[
+        Path | None, typer.Option(help="A folder with deepforest's photographs, instead of the wheel.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Distil three students on real photographs: alone, with FGD, with FGD + IKD. Some minutes on two cores."""
@@ -55,7 +70,9 @@ def demo(
         from ikd_fast.demo.run import Options, run, train_demo_teacher
 
         options = Options(out, data, teacher, steps, seeds, seed, quick, fresh, wheel, source)
-        found = {"teacher": str(train_demo_teacher(options, console))} if train_teacher else run(options, console)
+        found = (
+            {"teacher": str(train_demo_teacher(options, console))} if train_teacher else run(options, console)
+        )
         if as_json:
             print(json.dumps(found, indent=1))
 
@@ -65,7 +82,9 @@ def train(
     context: typer.Context,
     config: Config,
     work_dir: WorkDir = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the work directory's latest checkpoint.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the work directory's latest checkpoint.")
+    ] = False,
     cfg_options: CfgOptions = None,
     launcher: Launcher = "none",
 ) -> None:
@@ -73,7 +92,9 @@ def train(
     with _errors(Console(stderr=True), "The same command with --resume goes on from the last checkpoint."):
         from ikd_fast.mmdet import launch
 
-        cfg = launch.load_config(config, work_dir=work_dir, options=_options(context, cfg_options), launcher=launcher)
+        cfg = launch.load_config(
+            config, work_dir=work_dir, options=_options(context, cfg_options), launcher=launcher
+        )
         launch.train(cfg, resume=resume)
         _say_on_first_process(f"Checkpoints and logs: {cfg.work_dir}")
 
@@ -82,7 +103,9 @@ def train(
 def test(
     context: typer.Context,
     config: Config,
-    checkpoint: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A .pth checkpoint, plain or distilled.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(exists=True, dir_okay=False, help="A .pth checkpoint, plain or distilled.")
+    ],
     work_dir: WorkDir = None,
     cfg_options: CfgOptions = None,
     launcher: Launcher = "none",
@@ -96,7 +119,9 @@ def test(
         if as_json:
             sys.stdout = sys.stderr
         try:
-            cfg = launch.load_config(config, work_dir=work_dir, options=_options(context, cfg_options), launcher=launcher)
+            cfg = launch.load_config(
+                config, work_dir=work_dir, options=_options(context, cfg_options), launcher=launcher
+            )
             metrics = launch.test(cfg, checkpoint)
         finally:
             sys.stdout = stdout
@@ -106,7 +131,9 @@ def test(
 
 @app.command()
 def export(
-    checkpoint: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A training checkpoint (epoch_N.pth).")],
+    checkpoint: Annotated[
+        Path, typer.Argument(exists=True, dir_okay=False, help="A training checkpoint (epoch_N.pth).")
+    ],
     out: Annotated[Path, typer.Argument(help="The plain student: .pth or .safetensors.")],
     as_json: Json = False,
 ) -> None:
@@ -116,7 +143,11 @@ def export(
 
         weights = write(checkpoint, out)
         facts = {"out": str(out), "tensors": len(weights), "bytes": out.stat().st_size}
-        print(json.dumps(facts) if as_json else f"{out}: {facts['tensors']} tensors, {facts['bytes'] / 1e6:.1f} MB")
+        print(
+            json.dumps(facts)
+            if as_json
+            else f"{out}: {facts['tensors']} tensors, {facts['bytes'] / 1e6:.1f} MB"
+        )
 
 
 @app.command()
@@ -133,7 +164,9 @@ def _options(context: typer.Context, options: list[str] | None) -> list[str]:
     """mmdet takes many key=value after one --cfg-options; those after the first arrive as extra arguments."""
     stray = [extra for extra in context.args if not options or "=" not in extra]
     if stray:
-        raise typer.BadParameter(f"unexpected {' '.join(stray)}; settings are written --cfg-options key=value")
+        raise typer.BadParameter(
+            f"unexpected {' '.join(stray)}; settings are written --cfg-options key=value"
+        )
     return [*(options or []), *context.args]
 
 
@@ -162,7 +195,7 @@ def _errors(console: Console, resume_hint: str = "") -> Iterator[None]:
             raise
         text = error.args[0] if isinstance(error, KeyError) and error.args else error
         console.print("[bold red]error:[/] ", end="")
-        console.print(str(text), markup=False, highlight=False)
+        console.print(str(text), markup=False, highlight=False, soft_wrap=True)
         if usage is None:
             console.print("(IKD_FAST_TRACEBACK=1 shows where it happened)", style="dim", highlight=False)
         raise typer.Exit(2 if usage else FAILED) from None

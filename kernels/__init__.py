@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 _HOME = {
     "FGDSums": "fgd",
     "Stream": "philox",
+    "add_noise": "add_noise",
+    "augment_batch": "augment_batch",
     "channel_kl": "channel_kl",
     "draw": "philox",
     "fgd_attention": "fgd",
@@ -33,6 +35,8 @@ _HOME = {
 __all__ = sorted(_HOME)
 
 if TYPE_CHECKING:
+    from .reference.add_noise import add_noise as add_noise
+    from .reference.augment_batch import augment_batch as augment_batch
     from .reference.channel_kl import channel_kl as channel_kl
     from .reference.fgd import FGDSums as FGDSums
     from .reference.fgd import fgd_attention as fgd_attention

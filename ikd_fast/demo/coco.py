@@ -39,11 +39,15 @@ def find_split(root: Path, name: str) -> Split:
     for ann_file, prefix in ((a.format(name), p.format(name)) for a, p in LAYOUTS):
         if (root / ann_file).is_file():
             return _check(name, root, ann_file, prefix)
-    wanted = " or ".join(f"{root / a.format(name)} with images in {root / p.format(name)}/" for a, p in LAYOUTS)
+    wanted = " or ".join(
+        f"{root / a.format(name)} with images in {root / p.format(name)}/" for a, p in LAYOUTS
+    )
     raise DemoError(f"annotation file missing: expected {wanted}")
 
 
-def find_splits(root: Path, names: Iterable[str] = ("train", "val"), optional: Iterable[str] = ("test",)) -> dict[str, Split]:
+def find_splits(
+    root: Path, names: Iterable[str] = ("train", "val"), optional: Iterable[str] = ("test",)
+) -> dict[str, Split]:
     """The splits by name, all with the same classes in the same order; those in ``optional`` only where they exist."""
     splits = {name: find_split(root, name) for name in names}
     for name in optional:
@@ -112,7 +116,9 @@ def _check_image(path: Path, i: int, row: Any, folder: Path) -> None:
             raise DemoError(f'{path}: images[{i}] has "{key}" {row[key]}, expected at least 1 pixel')
     name = _field(path, "images", i, row, "file_name", str)
     if leaves_folder(name):
-        raise DemoError(f"{path}: images[{i}] has file_name {name!r}, which leaves the data folder {folder}: write it relative to it")
+        raise DemoError(
+            f"{path}: images[{i}] has file_name {name!r}, which leaves the data folder {folder}: write it relative to it"
+        )
     if not (folder / name).is_file():
         raise DemoError(f"{path}: images[{i}]: image {folder / name} is missing")
 
@@ -142,5 +148,7 @@ def _check_annotation(path: Path, i: int, row: Any, images: set[int], categories
     box = _field(path, "annotations", i, row, "bbox", list)
     numbers = len(box) == 4 and all(isinstance(v, (int, float)) and math.isfinite(v) for v in box)
     if not numbers or box[2] < 0 or box[3] < 0:
-        raise DemoError(f"{path}: annotations[{i}] has bbox {box}, expected [x, y, width, height], finite, sides >= 0")
+        raise DemoError(
+            f"{path}: annotations[{i}] has bbox {box}, expected [x, y, width, height], finite, sides >= 0"
+        )
     _field(path, "annotations", i, row, "area", (int, float))

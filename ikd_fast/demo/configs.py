@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import ikd_fast.configs
-import ikd_fast.mmdet  # noqa: F401  (makes mmdet importable without compiled operators)
-import ikd_fast.demo.sampler  # noqa: F401  (registers ChunkSampler)
+import ikd_fast.demo.sampler
+import ikd_fast.mmdet
 from ikd_fast.demo.coco import Split
 from ikd_fast.demo.plan import Epochs
+
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
@@ -57,7 +58,9 @@ def set_run(cfg: Config, work_dir: Path, epochs: Epochs, *, seed: int, init: Pat
     rise.end = fall.begin = warmup
     fall.end = epochs.count
     cfg.param_scheduler = [rise, fall] if warmup else [fall]
-    cfg.train_dataloader.sampler = dict(type="ChunkSampler", chunk=epochs.length * cfg.train_dataloader.batch_size)
+    cfg.train_dataloader.sampler = dict(
+        type="ChunkSampler", chunk=epochs.length * cfg.train_dataloader.batch_size
+    )
     set_seed(cfg, seed)
     cfg.resume = (work_dir / "last_checkpoint").is_file()
     cfg.load_from = None if cfg.resume or init is None else str(init)

@@ -73,7 +73,10 @@ def layout(sizes: dict[str, tuple[int, int]]) -> list[Tile]:
 def read_voc(text: bytes) -> np.ndarray:
     """Boxes ``[n,4]`` (xyxy, as written) of a Pascal VOC annotation."""
     keys = ("xmin", "ymin", "xmax", "ymax")
-    rows = [[float(node.findtext(f"bndbox/{key}", "nan")) for key in keys] for node in ET.fromstring(text).iter("object")]
+    rows = [
+        [float(node.findtext(f"bndbox/{key}", "nan")) for key in keys]
+        for node in ET.fromstring(text).iter("object")
+    ]
     return np.array(rows, dtype=np.float64).reshape(-1, 4)
 
 

@@ -6,17 +6,31 @@ import json
 from pathlib import Path
 from typing import Any
 
-import ikd_fast.mmdet  # noqa: F401  (makes mmdet importable without compiled operators)
 import torch
+from torch import nn
+
+import ikd_fast.mmdet  # noqa: F401  (makes mmdet importable without compiled operators)
 from ikd_fast.demo.quiet import quiet
+
 from mmdet.registry import DATASETS, METRICS, MODELS
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
-from torch import nn
 
-NAMES = {"AP": "bbox_mAP", "AP50": "bbox_mAP_50", "AP_S": "bbox_mAP_s", "AP_M": "bbox_mAP_m", "AP_L": "bbox_mAP_l"}
+NAMES = {
+    "AP": "bbox_mAP",
+    "AP50": "bbox_mAP_50",
+    "AP_S": "bbox_mAP_s",
+    "AP_M": "bbox_mAP_m",
+    "AP_L": "bbox_mAP_l",
+}
 """Ours to CocoMetric's: AP over IoU 0.50:0.95, at 0.50, and of boxes below 32^2, up to 96^2 and above (annotation pixels)."""
-AREAS = {"AP": (0, 1e10), "AP50": (0, 1e10), "AP_S": (0, 32**2), "AP_M": (32**2, 96**2), "AP_L": (96**2, 1e10)}
+AREAS = {
+    "AP": (0, 1e10),
+    "AP50": (0, 1e10),
+    "AP_S": (0, 32**2),
+    "AP_M": (32**2, 96**2),
+    "AP_L": (96**2, 1e10),
+}
 """pycocotools' area ranges, ends included."""
 
 Scores = dict[str, float | None]
@@ -44,7 +58,9 @@ def evaluate(model: nn.Module, cfg: Config, log: Path, *, batch: int = 4) -> Sco
             metric.process({}, [sample.to_dict() for sample in samples])
         found = metric.evaluate(len(dataset))
     present = sizes_present(json.loads(Path(cfg.test_evaluator.ann_file).read_text()))
-    return {name: float(found.get(f"coco/{key}", 0.0)) if present[name] else None for name, key in NAMES.items()}
+    return {
+        name: float(found.get(f"coco/{key}", 0.0)) if present[name] else None for name, key in NAMES.items()
+    }
 
 
 def sizes_present(coco: dict[str, Any]) -> dict[str, bool]:

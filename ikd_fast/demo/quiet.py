@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 class _LogFile(io.TextIOBase):
-    """A stream that appends to a file chosen by :func:`quiet`; never closed, since loggers keep the stream they were made with."""
+    """A stream that appends to the file :func:`quiet` names; never closed, since loggers keep the stream they were made with."""
 
     path: Path | None = None
 

@@ -6,9 +6,17 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ikd_fast.demo.train import Advance
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from ikd_fast.demo.train import Advance
 
 COSTS = {"teacher": 1.0, "alone": 1.0, "fgd": 1.8, "fgd_ikd": 3.7}
 """Rough time of a step by model, relative to the student alone, so that the time left means something early."""
@@ -21,14 +29,19 @@ class Report:
         self.console = console
         self.total = sum(COSTS[name] * steps for name, steps in planned)
         self.spent, self.started, self.measured = 0.0, time.monotonic(), 0.0
-        columns = (TextColumn("{task.description:<22}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[unit]}"))
+        columns = (
+            TextColumn("{task.description:<22}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[unit]}"),
+        )
         self.progress = Progress(
             *columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=console,
             transient=True, disable=not console.is_terminal, speed_estimate_period=120,
         )  # fmt: skip
 
     def say(self, text: str) -> None:
-        self.console.print(text, highlight=False)
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def skip(self, name: str, steps: int) -> None:
         """A training that is done already."""
@@ -38,7 +51,9 @@ class Report:
     def training(self, name: str, title: str) -> Iterator[Advance]:
         """Show the progress of one training; the block's value is to be called with (done, total) after each step."""
         bar = self.progress.add_task(title, total=None, unit="steps")
-        overall = self.progress.add_task("all trainings", total=round(self.total), completed=round(self.spent), unit="units")
+        overall = self.progress.add_task(
+            "all trainings", total=round(self.total), completed=round(self.spent), unit="units"
+        )
         before, first, quarter = self.spent, -1, 0
 
         def advance(done: int, total: int) -> None:

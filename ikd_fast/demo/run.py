@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from ikd_fast.demo import configs, pictures, summary, table
 from ikd_fast.demo.coco import Split, find_splits
 from ikd_fast.demo.data import prepare
@@ -19,7 +21,6 @@ from ikd_fast.demo.quiet import quiet
 from ikd_fast.demo.report import Report
 from ikd_fast.demo.students import Student, student_result
 from ikd_fast.demo.teacher import SHIPPED, fingerprint, read_teacher, train_teacher, write_pth
-from rich.console import Console
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,9 @@ def run(options: Options, console: Console) -> dict[str, Any]:
         return _run(options, console, splits, settings, started)
 
 
-def _run(options: Options, console: Console, splits: dict[str, Split], settings: Settings, started: float) -> dict[str, Any]:
+def _run(
+    options: Options, console: Console, splits: dict[str, Split], settings: Settings, started: float
+) -> dict[str, Any]:
     batch = configs.load("student.py", splits).train_dataloader.batch_size
     epochs = Epochs.of(settings.steps, splits["train"].images, batch)
     seeds = range(options.seed, options.seed + options.seeds)
@@ -62,7 +65,9 @@ def _run(options: Options, console: Console, splits: dict[str, Split], settings:
     teacher_weights = _teacher(options, splits, epochs, report)
     write_pth(teacher_path, teacher_weights, splits["train"].classes)
     teacher = _teacher_result(options.out, splits, teacher_weights)
-    report.say(f"  teacher: AP50 {100 * (teacher['val']['AP50'] or 0):.1f} % on {splits['val'].images} validation images")
+    report.say(
+        f"  teacher: AP50 {100 * (teacher['val']['AP50'] or 0):.1f} % on {splits['val'].images} validation images"
+    )
 
     results: dict[int, dict[str, Any]] = {}
     for seed in seeds:
@@ -92,7 +97,9 @@ def _run(options: Options, console: Console, splits: dict[str, Split], settings:
 def train_demo_teacher(options: Options, console: Console) -> Path:
     """Train the teacher that the package ships, on the demo's data, and pack it as safetensors; returns the file."""
     if options.data is not None or options.teacher is not None:
-        raise DemoError("--train-teacher trains on the demo's own data: leave out --data and --teacher", usage=True)
+        raise DemoError(
+            "--train-teacher trains on the demo's own data: leave out --data and --teacher", usage=True
+        )
     root = prepare(options.out / "data", wheel=options.wheel, source=options.source)
     splits = find_splits(root)
     if options.fresh:
@@ -100,20 +107,30 @@ def train_demo_teacher(options: Options, console: Console) -> Path:
     report = Report(console, [("teacher", 1)])
     target = options.out / "demo_teacher.safetensors"
     with quiet(options.out / "teacher" / "console.log"):
-        facts = train_teacher(options.out / "teacher", splits, report, seed=options.seed, steps=options.steps, target=target)
-    report.say(f"Teacher: AP50 {100 * facts['val']['AP50']:.1f} % on validation as packed; {target} ({facts['bytes'] / 1e6:.1f} MB)")
+        facts = train_teacher(
+            options.out / "teacher", splits, report, seed=options.seed, steps=options.steps, target=target
+        )
+    report.say(
+        f"Teacher: AP50 {100 * facts['val']['AP50']:.1f} % on validation as packed; {target} ({facts['bytes'] / 1e6:.1f} MB)"
+    )
     report.say(f"Use it: ikd-fast demo --teacher {target}")
     return target
 
 
 def _prepare(options: Options) -> tuple[dict[str, Split], Settings]:
-    for name, value in (("--steps", options.steps if options.steps is not None else 1), ("--seeds", options.seeds)):
+    for name, value in (
+        ("--steps", options.steps if options.steps is not None else 1),
+        ("--seeds", options.seeds),
+    ):
         if value < 1:
             raise DemoError(f"{name} must be at least 1, got {value}", usage=True)
     if options.seed < 0:
         raise DemoError(f"--seed must not be negative, got {options.seed}", usage=True)
     if options.data is not None and (options.wheel or options.source):
-        raise DemoError("--wheel and --source say where the demo's own photographs are: leave them out with --data", usage=True)
+        raise DemoError(
+            "--wheel and --source say where the demo's own photographs are: leave them out with --data",
+            usage=True,
+        )
     if options.data is not None:
         root = options.data
         teacher = fingerprint(options.teacher) if options.teacher else "trained here"
@@ -132,7 +149,9 @@ def _teacher(options: Options, splits: dict[str, Split], epochs: Epochs, report:
     if not target.is_file():
         report.say(f"Training a teacher on {options.data} first")
         report.total += 2 * epochs.steps
-        train_teacher(options.out / "teacher", splits, report, seed=options.seed, steps=2 * epochs.steps, target=target)
+        train_teacher(
+            options.out / "teacher", splits, report, seed=options.seed, steps=2 * epochs.steps, target=target
+        )
     return read_teacher(target)
 
 

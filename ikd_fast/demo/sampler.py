@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sized
 
-import ikd_fast.mmdet  # noqa: F401  (makes mmdet importable without compiled operators)
 import torch
+from torch.utils.data import Sampler
+
+import ikd_fast.mmdet  # noqa: F401  (makes mmdet importable without compiled operators)
+
 from mmdet.registry import DATA_SAMPLERS
 from mmengine.dist import get_dist_info
-from torch.utils.data import Sampler
 
 
 @DATA_SAMPLERS.register_module()

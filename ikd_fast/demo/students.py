@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ikd_fast.mmdet  # noqa: F401  (makes mmdet importable without compiled operators)
 import torch
+
+import ikd_fast.mmdet  # noqa: F401  (makes mmdet importable without compiled operators)
 from ikd_fast.demo import configs
 from ikd_fast.demo.coco import Split
 from ikd_fast.demo.evaluate import evaluate, load_model
@@ -19,6 +20,7 @@ from ikd_fast.demo.teacher import write_pth
 from ikd_fast.demo.train import seconds_per_step, train
 from ikd_fast.distill.teacher import read_weights
 from ikd_fast.mmdet.export import export
+
 from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.runner import set_random_seed
@@ -63,14 +65,16 @@ def initial_weights(student: Student, splits: dict[str, Split]) -> Path:
     path = student.work_dir.parent / "init.pth"
     if not path.is_file():
         cfg = configs.load("student.py", splits)
-            set_random_seed(student.seed)
+        set_random_seed(student.seed)
         model = MODELS.build(cfg.model)
         model.init_weights()
         write_pth(path, model.state_dict(), splits["train"].classes)
     return path
 
 
-def student_result(student: Student, splits: dict[str, Split], epochs: Epochs, teacher: Path, report: Report) -> dict[str, Any]:
+def student_result(
+    student: Student, splits: dict[str, Split], epochs: Epochs, teacher: Path, report: Report
+) -> dict[str, Any]:
     """Train what is not trained, evaluate what is not evaluated: ``{"val", "test", "seconds_per_step"}``."""
     path = student.work_dir / "result.json"
     if path.is_file() and student.checkpoint.is_file():
@@ -81,7 +85,11 @@ def student_result(student: Student, splits: dict[str, Split], epochs: Epochs, t
     with report.training(student.name, student.title) as advance:
         history = train(cfg, advance)
     export(student.work_dir / f"epoch_{epochs.count}.pth", student.checkpoint)
-    result: dict[str, Any] = {"val": None, "test": None, "seconds_per_step": round(seconds_per_step(history), 3)}
+    result: dict[str, Any] = {
+        "val": None,
+        "test": None,
+        "seconds_per_step": round(seconds_per_step(history), 3),
+    }
     weights: dict[str, torch.Tensor] = read_weights(student.checkpoint)
     for name in ("val", "test"):
         if name in splits:
@@ -89,5 +97,7 @@ def student_result(student: Student, splits: dict[str, Split], epochs: Epochs, t
             result[name] = evaluate(load_model(plain, weights), plain, student.work_dir / "console.log")
     write_json(path, result)
     ap50 = 100 * (result["val"]["AP50"] or 0)
-    report.say(f"  {student.title}: AP50 {ap50:.1f} % on validation, {result['seconds_per_step']:.2f} s a step")
+    report.say(
+        f"  {student.title}: AP50 {ap50:.1f} % on validation, {result['seconds_per_step']:.2f} s a step"
+    )
     return result

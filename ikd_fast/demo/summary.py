@@ -26,7 +26,9 @@ def versions() -> dict[str, str]:
     return found
 
 
-def build(settings: Settings, steps: int, results: dict[int, dict[str, Any]], seconds: float) -> dict[str, Any]:
+def build(
+    settings: Settings, steps: int, results: dict[int, dict[str, Any]], seconds: float
+) -> dict[str, Any]:
     """The summary of a run.
 
     Args:
@@ -44,7 +46,9 @@ def build(settings: Settings, steps: int, results: dict[int, dict[str, Any]], se
     out: dict[str, Any] = {
         "models": {name: row["val"] for name, row in first.items()},
         "test": {name: row["test"] for name, row in first.items() if row.get("test")},
-        "seconds_per_step": {name: row["seconds_per_step"] for name, row in first.items() if row.get("seconds_per_step")},
+        "seconds_per_step": {
+            name: row["seconds_per_step"] for name, row in first.items() if row.get("seconds_per_step")
+        },
         "steps": steps,
         "seed": settings.seed,
         "quick": settings.quick,

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
 from ikd_fast.demo.plan import TITLES
 from ikd_fast.demo.seeds import spread
 from ikd_fast.demo.summary import METRICS, Scores, gather
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
 
 
 def result_table(results: dict[str, Any], *, steps: int, images: dict[str, int], title: str) -> Table:
     """One row a model: AP in per cent on validation and, where there is one, on the test split."""
     sizes = [m for m in METRICS if any(row["val"][m] is not None for row in results.values())]
-    columns = [("val", metric) for metric in sizes] + [("test", m) for m in ("AP", "AP50") if "test" in images]
+    columns = [("val", metric) for metric in sizes] + [
+        ("test", m) for m in ("AP", "AP50") if "test" in images
+    ]
     table = _table(title, steps, images)
     table.add_column("", no_wrap=True)
     for split, metric in columns:
@@ -32,18 +35,28 @@ def seeds_table(results: dict[int, dict[str, Any]], *, steps: int, images: dict[
     count = len(results)
     table = _table(f"Validation, {count} seeds", steps, images)
     for column in ("", "metric", "mean", "95 % interval", "each seed"):
-        table.add_column(column, justify="left" if column in ("", "metric") else "right", no_wrap=column != "each seed")
+        table.add_column(
+            column, justify="left" if column in ("", "metric") else "right", no_wrap=column != "each seed"
+        )
     points = gather(results)
     rows = [(TITLES[name], by) for name, by in points.items()]
     for better, base in (("fgd", "alone"), ("fgd_ikd", "fgd")):
         if better in points and base in points:
-            pairs = {m: [a - b for a, b in zip(p, points[base][m], strict=True)] for m, p in points[better].items()}
+            pairs = {
+                m: [a - b for a, b in zip(p, points[base][m], strict=True)] for m, p in points[better].items()
+            }
             rows.append((f"{TITLES[better]} minus {TITLES[base]}", pairs))
     for title, by in rows:
         for metric in ("AP", "AP50"):
             s = spread(by[metric])
             each = "  ".join(f"{100 * p:.1f}" for p in by[metric])
-            table.add_row(title if metric == "AP" else "", metric, f"{100 * s.mean:.1f}", f"{100 * s.low:.1f} .. {100 * s.high:.1f}", each)
+            table.add_row(
+                title if metric == "AP" else "",
+                metric,
+                f"{100 * s.mean:.1f}",
+                f"{100 * s.low:.1f} .. {100 * s.high:.1f}",
+                each,
+            )
     return table
 
 
@@ -58,4 +71,11 @@ def _table(title: str, steps: int, images: dict[str, int]) -> Table:
         f"COCO box AP in per cent after {steps} steps a student, on {sets}. AP: mean over IoU 0.50 to 0.95; AP50: at IoU 0.50; "
         "AP_S, AP_M, AP_L: of boxes up to 32x32, up to 96x96 and above. No order of the rows is promised at this length."
     )
-    return Table(title=title, title_justify="left", title_style="bold", caption=caption, caption_justify="left", box=SIMPLE_HEAD)
+    return Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        caption=caption,
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+    )

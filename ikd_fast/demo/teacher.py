@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from ikd_fast.demo import configs
 from ikd_fast.demo.coco import Split
 from ikd_fast.demo.data import ASSETS
@@ -45,10 +46,15 @@ def pack(path: Path, weights: dict[str, torch.Tensor], facts: dict[str, Any]) ->
     """Write ``weights`` as float16 safetensors and the facts, with the file's SHA-256, as JSON beside it."""
     from safetensors.torch import save
 
-    half = {key: value.half().contiguous() if value.is_floating_point() else value for key, value in weights.items()}
+    half = {
+        key: value.half().contiguous() if value.is_floating_point() else value
+        for key, value in weights.items()
+    }
     data = save(half)
     write_bytes(path, data)
-    write_json(path.with_suffix(".json"), {**facts, "sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)})
+    write_json(
+        path.with_suffix(".json"), {**facts, "sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+    )
 
 
 def fingerprint(path: Path) -> str:

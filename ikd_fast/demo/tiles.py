@@ -32,7 +32,9 @@ class Rect(NamedTuple):
 
     def overlaps(self, other: Rect) -> bool:
         """Whether the two share at least one pixel."""
-        return min(self.x2, other.x2) > max(self.x1, other.x1) and min(self.y2, other.y2) > max(self.y1, other.y1)
+        return min(self.x2, other.x2) > max(self.x1, other.x1) and min(self.y2, other.y2) > max(
+            self.y1, other.y1
+        )
 
 
 def split_columns(width: int, height: int, train: float = 0.75) -> tuple[Rect, Rect]:

@@ -9,10 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import ikd_fast.mmdet  # noqa: F401  (makes mmdet importable without compiled operators)
 import torch
+
+import ikd_fast.mmdet  # noqa: F401  (makes mmdet importable without compiled operators)
 from ikd_fast.demo.files import write_bytes
 from ikd_fast.demo.quiet import quiet
+
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
@@ -61,7 +63,9 @@ class HistoryHook(Hook):
     def before_train_epoch(self, runner: Runner) -> None:
         self.started = time.perf_counter()
 
-    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
         now = time.perf_counter()
         scalars = {key: float(value) for key, value in (outputs or {}).items() if _is_scalar(value)}
         self.history.append({"step": runner.iter, "seconds": now - self.started, **scalars})

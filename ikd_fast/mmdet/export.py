@@ -21,7 +21,9 @@ def student_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
     weights = {k.removeprefix("module."): v for k, v in state.items() if isinstance(v, Tensor)}
     weights = {k: v.detach().cpu() for k, v in weights.items() if not k.startswith(KD_PREFIX)}
     if not weights:
-        raise ValueError(f"the checkpoint holds no weights: expected tensors under 'state_dict', found keys {sorted(checkpoint)[:8]}")
+        raise ValueError(
+            f"the checkpoint holds no weights: expected tensors under 'state_dict', found keys {sorted(checkpoint)[:8]}"
+        )
     return weights
 
 

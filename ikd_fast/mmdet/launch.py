@@ -41,7 +41,7 @@ def load_config(config: Path, *, work_dir: Path | None, options: Sequence[str], 
 
 
 def train(cfg: Any, *, resume: bool = False) -> None:
-    """Train ``cfg``; ``resume`` goes on from the latest checkpoint of its work directory, or from ``load_from`` if that is set."""
+    """Train ``cfg``; ``resume``: from the work directory's latest checkpoint, or from ``load_from`` where that is set."""
     _runner(cfg, resume=resume).train()
 
 

@@ -52,7 +52,9 @@ def test_both_layouts(root: Path) -> None:
     assert (root / splits["train"].prefix / "a.png").is_file()
 
 
-@pytest.mark.parametrize("name", ["/etc/passwd.png", "../secret.png", "sub/../../secret.png", "..\\secret.png", "C:\\x.png", ""])
+@pytest.mark.parametrize(
+    "name", ["/etc/passwd.png", "../secret.png", "sub/../../secret.png", "..\\secret.png", "C:\\x.png", ""]
+)
 def test_a_file_name_that_leaves_the_data_root(plain: Path, name: str) -> None:
     assert leaves_folder(name)
     bad = copy.deepcopy(GOOD)
@@ -77,14 +79,20 @@ def change(table: str, key: str, value: Any) -> Callable[[dict[str, Any]], None]
         (lambda c: c["categories"].clear(), 'no categories .*"categories" is an empty list'),
         (lambda c: c["images"].clear(), "no images"),
         (lambda c: c["annotations"].clear(), "no annotations"),
-        (lambda c: c.pop("categories"), r"not COCO JSON: expected .*'categories'.*found keys \['annotations', 'images'\]"),
+        (
+            lambda c: c.pop("categories"),
+            r"not COCO JSON: expected .*'categories'.*found keys \['annotations', 'images'\]",
+        ),
         (change("images", "file_name", "b.png"), r"images\[0\]: image .*b.png is missing"),
         (change("images", "file_name", None), r'images\[0\] needs "file_name" of type str, found None'),
         (change("images", "width", 0), r'images\[0\] has "width" 0'),
         (change("annotations", "image_id", 5), r"annotations\[0\] has image_id 5, which no entry declares"),
         (change("annotations", "category_id", 1), r"annotations\[0\] has category_id 1"),
         (change("annotations", "bbox", [1, 2, -3, 4]), r"annotations\[0\] has bbox \[1, 2, -3, 4\]"),
-        (change("annotations", "bbox", [1, 2, float("nan"), 4]), r"bbox \[1, 2, nan, 4\], expected .* finite"),
+        (
+            change("annotations", "bbox", [1, 2, float("nan"), 4]),
+            r"bbox \[1, 2, nan, 4\], expected .* finite",
+        ),
         (change("annotations", "bbox", [1, 2, 3]), r"bbox \[1, 2, 3\], expected \[x, y, width, height\]"),
         (change("annotations", "area", None), r'annotations\[0\] needs "area"'),
         (lambda c: c["images"].append(c["images"][0]), "image ids must be unique"),
@@ -102,7 +110,8 @@ def test_what_is_wrong_is_named(plain: Path, edit: Callable[[dict[str, Any]], An
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("", "is empty"), ("  \n", "is empty"), ("{", "is not JSON"), ("[1]", "not COCO JSON: .* found a list")]
+    ("text", "message"),
+    [("", "is empty"), ("  \n", "is empty"), ("{", "is not JSON"), ("[1]", "not COCO JSON: .* found a list")],
 )
 def test_not_even_an_object(plain: Path, text: str, message: str) -> None:
     (plain / "annotations/train.json").write_text(text)
@@ -111,7 +120,9 @@ def test_not_even_an_object(plain: Path, text: str, message: str) -> None:
 
 
 def test_a_missing_file_names_both_layouts(plain: Path) -> None:
-    with pytest.raises(DemoError, match=r"annotation file missing: expected .*val\.json .* or .*instances_val2017\.json"):
+    with pytest.raises(
+        DemoError, match=r"annotation file missing: expected .*val\.json .* or .*instances_val2017\.json"
+    ):
         find_splits(plain)
 
 

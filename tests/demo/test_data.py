@@ -27,9 +27,7 @@ SMALL_SIZES = {name: ((1100, 640) if "YELL" in name else (90, 70)) for name in R
 
 def voc(boxes: list[list[int]]) -> bytes:
     keys = ("xmin", "ymin", "xmax", "ymax")
-    rows = (
-        "".join(f"<{k}>{v}</{k}>" for k, v in zip(keys, box, strict=True)) for box in boxes
-    )
+    rows = ("".join(f"<{k}>{v}</{k}>" for k, v in zip(keys, box, strict=True)) for box in boxes)
     objects = "".join(f"<object><name>Tree</name><bndbox>{row}</bndbox></object>" for row in rows)
     return f"<annotation>{objects}</annotation>".encode()
 
@@ -40,18 +38,26 @@ def fake_source(monkeypatch: pytest.MonkeyPatch) -> dict[str, np.ndarray]:
     photos, files = {}, {}
     for k, (name, (w, h)) in enumerate(SMALL_SIZES.items()):
         number = np.arange(w * h).reshape(h, w) + k * 1_000_000
-        photos[name] = np.stack([number // 65536, number // 256 % 256, number % 256], axis=-1).astype(np.uint8)
+        photos[name] = np.stack([number // 65536, number // 256 % 256, number % 256], axis=-1).astype(
+            np.uint8
+        )
         buffer = io.BytesIO()
         Image.fromarray(photos[name]).save(buffer, "PNG")
         files[f"{name}.png"] = buffer.getvalue()
-        files[f"{name}.xml"] = voc([[x, y, x + 25, y + 30] for x in range(0, w - 25, 60) for y in range(0, h - 30, 60)])
+        files[f"{name}.xml"] = voc(
+            [[x, y, x + 25, y + 30] for x in range(0, w - 25, 60) for y in range(0, h - 30, 60)]
+        )
     monkeypatch.setattr(data, "read_source", lambda **_: files)
     return photos
 
 
 def test_no_pixel_of_the_real_photographs_is_in_two_splits() -> None:
     tiles = data.layout(REAL_SIZES)
-    assert {s: sum(t.split == s for t in tiles) for s in ("train", "val", "test")} == {"train": 86, "val": 22, "test": 2}
+    assert {s: sum(t.split == s for t in tiles) for s in ("train", "val", "test")} == {
+        "train": 86,
+        "val": 22,
+        "test": 2,
+    }
     for a, b in combinations(tiles, 2):
         if a.source == b.source and a.split != b.split:
             assert not a.rect.overlaps(b.rect), (a, b)
@@ -101,7 +107,9 @@ def test_annotations_are_valid_coco_with_boxes_inside_their_tiles(tmp_path: Path
 
 def test_a_box_is_where_the_crown_is() -> None:
     tile = data.Tile("val", "a", Rect(100, 50, 200, 150))
-    rows = data.coco_json([tile], {"a": np.array([[110.0, 60, 130, 90], [190, 60, 220, 90], [0, 0, 9, 9]])})["annotations"]
+    rows = data.coco_json([tile], {"a": np.array([[110.0, 60, 130, 90], [190, 60, 220, 90], [0, 0, 9, 9]])})[
+        "annotations"
+    ]
     assert [row["bbox"] for row in rows] == [[10, 10, 20, 30]]  # a third of the second is inside: dropped
 
 
@@ -111,7 +119,9 @@ def test_it_is_written_once(tmp_path: Path, fake_source, monkeypatch: pytest.Mon
     data.prepare(tmp_path)
 
 
-def test_an_interrupted_write_is_repeated(tmp_path: Path, fake_source, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_write_is_repeated(
+    tmp_path: Path, fake_source, monkeypatch: pytest.MonkeyPatch
+) -> None:
     original = data.write_json
     calls: list[Path] = []
 

@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from torch import nn, tensor, zeros
 
 from ikd_fast.demo import configs
 from ikd_fast.demo.coco import Split, find_split
 from ikd_fast.demo.evaluate import evaluate, sizes_present
+
 from mmengine.structures import InstanceData
-from torch import nn, tensor, zeros
 
 BOXES = {1: [[10, 10, 20, 20], [50, 60, 40, 40]], 2: [[5, 5, 30, 50]]}  # xywh: one small, two of medium area
 
@@ -44,7 +45,11 @@ class Oracle(nn.Module):
 
     def test_step(self, data):
         for sample in data["data_samples"]:
-            boxes = tensor([[x, y, x + w, y + h] for x, y, w, h in self.boxes.get(sample.img_id, [])]).float().reshape(-1, 4)
+            boxes = (
+                tensor([[x, y, x + w, y + h] for x, y, w, h in self.boxes.get(sample.img_id, [])])
+                .float()
+                .reshape(-1, 4)
+            )
             n = len(boxes)
             sample.pred_instances = InstanceData(bboxes=boxes, scores=zeros(n) + 0.9, labels=zeros(n).long())
         return data["data_samples"]
@@ -58,7 +63,10 @@ class Oracle(nn.Module):
         # Two of three found with full precision: 67 of COCO's 101 recall points are reached.
         ({1: BOXES[1]}, {"AP": 0.663, "AP50": 0.663, "AP_S": 1.0, "AP_M": 0.505, "AP_L": None}),
         # IoU 0.8 exactly: right at 7 of 10 thresholds.
-        ({1: [[10, 10, 20, 16], [50, 60, 40, 32]], 2: [[5, 5, 30, 40]]}, {"AP": 0.7, "AP50": 1.0, "AP_S": 0.7, "AP_M": 0.7, "AP_L": None}),
+        (
+            {1: [[10, 10, 20, 16], [50, 60, 40, 32]], 2: [[5, 5, 30, 40]]},
+            {"AP": 0.7, "AP50": 1.0, "AP_S": 0.7, "AP_M": 0.7, "AP_L": None},
+        ),
     ],
 )
 def test_ap_by_hand(split: Split, tmp_path: Path, found, expected) -> None:

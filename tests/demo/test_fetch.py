@@ -77,18 +77,26 @@ def test_wrong_usage(arguments: dict[str, Path], message: str) -> None:
     assert caught.value.usage
 
 
-def test_without_a_network_it_says_how_to_bring_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_network_it_says_how_to_bring_the_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("IKD_FAST_CACHE", str(tmp_path))
 
     def offline(command: list[str], **_: object) -> subprocess.CompletedProcess:
         assert command[-1] == "deepforest==2.1.0"
         assert "--no-deps" in command
-        return subprocess.CompletedProcess(command, 1, "", "WARNING: retrying\nERROR: No matching distribution found\n")
+        return subprocess.CompletedProcess(
+            command, 1, "", "WARNING: retrying\nERROR: No matching distribution found\n"
+        )
 
     monkeypatch.setattr(subprocess, "run", offline)
     with pytest.raises(DemoError, match="No matching distribution found") as caught:
         fetch.read_source()
-    for word in ("--wheel deepforest-2.1.0-py3-none-any.whl", "--source FOLDER", "pip download --no-deps deepforest==2.1.0"):
+    for word in (
+        "--wheel deepforest-2.1.0-py3-none-any.whl",
+        "--source FOLDER",
+        "pip download --no-deps deepforest==2.1.0",
+    ):
         assert word in str(caught.value)
 
 

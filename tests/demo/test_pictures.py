@@ -50,6 +50,8 @@ def test_the_busiest_images_without_crowds() -> None:
 def test_seeds_picture_is_a_png(tmp_path) -> None:
     scores = {"AP": 0.1, "AP50": 0.3, "AP_S": None, "AP_M": 0.2, "AP_L": None}
     names = ("teacher", "alone", "fgd", "fgd_ikd")
-    results = {seed: {name: {"val": {**scores, "AP50": 0.3 + 0.01 * seed}} for name in names} for seed in range(3)}
+    results = {
+        seed: {name: {"val": {**scores, "AP50": 0.3 + 0.01 * seed}} for name in names} for seed in range(3)
+    }
     path = draw_seeds(tmp_path / "seeds.png", results)
     assert path.read_bytes().startswith(b"\x89PNG")

@@ -55,7 +55,13 @@ def test_other_settings_are_named_and_nothing_is_lost(tmp_path: Path) -> None:
 
 def test_fresh_deletes_the_run_and_nothing_else(tmp_path: Path) -> None:
     claim(tmp_path, SETTINGS, fresh=False)
-    for name in ("data/train/a.png", "work/seed0/fgd/epoch_1.pth", "notes.txt", "student_fgd.pth", "pictures/batch.png"):
+    for name in (
+        "data/train/a.png",
+        "work/seed0/fgd/epoch_1.pth",
+        "notes.txt",
+        "student_fgd.pth",
+        "pictures/batch.png",
+    ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
     clear(tmp_path)

@@ -118,6 +118,16 @@ def test_other_dtypes_equal_float32_of_the_same_values(dtype: torch.dtype) -> No
     assert torch.equal(nms(boxes.to(dtype), scores.to(dtype), iou_threshold=0.5, offset=0), expected)
 
 
+@pytest.mark.parametrize(("dtype", "width"), [(torch.float16, 2047.0), (torch.bfloat16, 255.0)])
+def test_half_precision_is_computed_in_float32(dtype: torch.dtype, width: float) -> None:
+    # The IoU is just above a half; with the sum of the areas rounded to `dtype` it would be exactly a half.
+    half = (width + 1) / 2
+    boxes = torch.tensor([[0.0, 0.0, width, 1.0], [0.0, 0.0, half, 1.0]], dtype=dtype)
+    area = boxes[:, 2]
+    assert area[1] / (area[0] + area[1] - area[1]) == 0.5
+    assert nms(boxes, torch.tensor([0.9, 0.1], dtype=dtype), iou_threshold=0.5, offset=0).tolist() == [0]
+
+
 def test_no_boxes() -> None:
     kept = nms(torch.empty(0, 4), torch.empty(0), iou_threshold=0.5, offset=0)
     assert kept.dtype == torch.long

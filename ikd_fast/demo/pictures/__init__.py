@@ -14,7 +14,9 @@ from ikd_fast.demo.pictures.seeds import draw_seeds
 __all__ = ["draw_all", "draw_batch", "draw_detections", "draw_losses", "draw_seeds"]
 
 
-def draw_all(out: Path, splits: dict[str, Split], seed: int, results: dict[int, dict[str, Any]]) -> list[Path]:
+def draw_all(
+    out: Path, splits: dict[str, Split], seed: int, results: dict[int, dict[str, Any]]
+) -> list[Path]:
     """Draw every picture of the run in ``out`` (``pictures/*.png``) and return their paths."""
     folder = out / "pictures"
     made = [

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+
 from ikd_fast.augment.plan import Branch
 from ikd_fast.demo import configs
 from ikd_fast.demo.coco import Split
@@ -15,6 +16,7 @@ from ikd_fast.demo.quiet import quiet
 from ikd_fast.distill import StepBatch
 from ikd_fast.mmdet.distiller import IKDDistiller
 from ikd_fast.mmdet.samples import box_tensor, to_targets
+
 from mmdet.registry import DATASETS, MODELS
 from mmengine.dataset import pseudo_collate
 
@@ -30,8 +32,15 @@ def draw_batch(path: Path, out: Path, splits: dict[str, Split], seed: int) -> Pa
         targets = to_targets(data["data_samples"])
         sizes = [t["size"] for t in targets]
         batch = StepBatch(
-            clean=data["inputs"], geo=data["geo"], targets=targets, sizes=sizes, image_ids=data["image_keys"], epoch=0, step=0, plan=data["plan"]
-        )  # fmt: skip
+            clean=data["inputs"],
+            geo=data["geo"],
+            targets=targets,
+            sizes=sizes,
+            image_ids=data["image_keys"],
+            epoch=0,
+            step=0,
+            plan=data["plan"],
+        )
         adversarial = model.ikd.craft(batch).images
         losses = [model.ikd.victim(x, targets) for x in (batch.geo, adversarial)]
     pixels = [model.data_preprocessor.units.to_pixels(x) for x in (batch.clean, batch.geo, adversarial)]
@@ -56,7 +65,9 @@ def draw_batch(path: Path, out: Path, splits: dict[str, Split], seed: int) -> Pa
     return save(fig, path)
 
 
-def _model_and_rows(out: Path, splits: dict[str, Split], seed: int) -> tuple[IKDDistiller, list[dict[str, Any]]]:
+def _model_and_rows(
+    out: Path, splits: dict[str, Split], seed: int
+) -> tuple[IKDDistiller, list[dict[str, Any]]]:
     """The IKD student's model at step 0, and images that show as many branches as the first epoch has."""
     cfg = configs.load("fgd_ikd.py", splits)
     configs.set_seed(cfg, seed)
@@ -80,7 +91,9 @@ def _model_and_rows(out: Path, splits: dict[str, Split], seed: int) -> tuple[IKD
     while len(chosen) < min(ROWS, len(candidates)):
         chosen += [by_branch[branch].pop(0) for branch in order if by_branch[branch]]
     chosen = chosen[:ROWS]
-    return model, [candidates[i] for i in sorted(chosen, key=lambda i: (order.index(Branch(int(plan.branch[i]))), i))]
+    return model, [
+        candidates[i] for i in sorted(chosen, key=lambda i: (order.index(Branch(int(plan.branch[i]))), i))
+    ]
 
 
 def _branch(plan: Any, i: int, boxes: int) -> str:

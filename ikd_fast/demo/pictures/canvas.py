@@ -5,11 +5,12 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
-from ikd_fast.demo.files import write_bytes
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+
+from ikd_fast.demo.files import write_bytes
 
 COLOURS = {"teacher": "#000000", "alone": "#0072B2", "fgd": "#E69F00", "fgd_ikd": "#009E73"}
 FOUND, WRONG, MISSED, TRUTH = "#00E5A0", "#FF5A36", "#FFE100", "#FFFFFF"
@@ -32,7 +33,9 @@ def save(fig: Figure, path: Path, dpi: int = 110) -> Path:
 def draw_boxes(ax: Axes, boxes, colour: str, style: str = "-", width: float = 1.2) -> None:
     """Outline xyxy pixel boxes."""
     for x1, y1, x2, y2 in boxes:
-        ax.add_patch(Rectangle((x1 - 0.5, y1 - 0.5), x2 - x1, y2 - y1, fill=False, ec=colour, ls=style, lw=width))
+        ax.add_patch(
+            Rectangle((x1 - 0.5, y1 - 0.5), x2 - x1, y2 - y1, fill=False, ec=colour, ls=style, lw=width)
+        )
 
 
 def show(ax: Axes, image, title: str = "") -> None:

@@ -6,17 +6,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
+
 from ikd_fast.demo.pictures.canvas import COLOURS, figure, save
 from ikd_fast.demo.plan import STUDENTS, TITLES
 from ikd_fast.demo.train import read_history
-from matplotlib.axes import Axes
 
 DETECTION = ("loss_cls", "loss_bbox")
 STYLES = ("-", "--", ":", "-.")
 
 
 def draw_losses(path: Path, out: Path, seed: int) -> Path:
-    """Left: detection loss of each student. Right: its weighted distillation terms. Faint: every step; bold: mean of 10 before."""
+    """Left: detection loss of each student. Right: its weighted distillation terms. Faint: steps; bold: mean of 10."""
     fig = figure(11, 4.2)
     left, right = fig.subplots(1, 2)
     for name in STUDENTS:

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib.lines import Line2D
+from PIL import Image
+
 from ikd_fast.demo import configs
 from ikd_fast.demo.coco import Split
 from ikd_fast.demo.evaluate import load_model
@@ -14,10 +17,9 @@ from ikd_fast.demo.pictures.canvas import FOUND, MISSED, WRONG, draw_boxes, figu
 from ikd_fast.demo.plan import STUDENTS, TITLES
 from ikd_fast.demo.quiet import quiet
 from ikd_fast.distill.teacher import read_weights
-from matplotlib.lines import Line2D
+
 from mmdet.registry import DATASETS
 from mmengine.dataset import pseudo_collate
-from PIL import Image
 
 SCORE = 0.3
 ROWS = 2
@@ -47,9 +49,20 @@ def draw_detections(path: Path, out: Path, splits: dict[str, Split]) -> Path:
             draw_boxes(ax, truth[~matched], MISSED, "--")
             draw_boxes(ax, found.bboxes.numpy()[hit], FOUND, width=1.5)
             draw_boxes(ax, found.bboxes.numpy()[~hit], WRONG, width=1.5)
-    names = (("found (IoU 0.5 or more)", FOUND, "-"), ("wrong", WRONG, "-"), ("annotated, missed", MISSED, "--"))
+    names = (
+        ("found (IoU 0.5 or more)", FOUND, "-"),
+        ("wrong", WRONG, "-"),
+        ("annotated, missed", MISSED, "--"),
+    )
     lines = [Line2D([], [], color=colour, ls=style, label=label, lw=2) for label, colour, style in names]
-    fig.legend(handles=lines, loc="outside lower center", ncols=3, fontsize=9, facecolor="#707070", labelcolor="white")
+    fig.legend(
+        handles=lines,
+        loc="outside lower center",
+        ncols=3,
+        fontsize=9,
+        facecolor="#707070",
+        labelcolor="white",
+    )
     return save(fig, path)
 
 
@@ -64,7 +77,9 @@ def busiest(coco: dict, count: int) -> list[tuple[dict, np.ndarray]]:
     return [(image, np.array(boxes[image["id"]]).reshape(-1, 4)) for image in order[:count]]
 
 
-def match(boxes: np.ndarray, scores: np.ndarray, truth: np.ndarray, threshold: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
+def match(
+    boxes: np.ndarray, scores: np.ndarray, truth: np.ndarray, threshold: float = 0.5
+) -> tuple[np.ndarray, np.ndarray]:
     """Greedy matching by falling score, each annotated box once: (detection is right ``[n]``, annotation is found ``[m]``).
 
     >>> hit, found = match(np.array([[0.0, 0, 10, 10]]), np.array([0.9]), np.array([[0.0, 0, 10, 8], [50, 50, 60, 60]]))

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from ikd_fast.demo.pictures.canvas import COLOURS, figure, save
 from ikd_fast.demo.plan import TITLES
 from ikd_fast.demo.seeds import spread
@@ -22,8 +23,19 @@ def draw_seeds(path: Path, results: dict[int, dict[str, Any]]) -> Path:
             values = 100 * np.array(points[name][metric])
             mean, low, high = spread(values.tolist())
             ax.scatter(np.full(len(values), x - 0.08), values, color=COLOURS[name], s=28, zorder=3)
-            ax.errorbar([x + 0.08], [mean], [[mean - low], [high - mean]], color=COLOURS[name], fmt="_", ms=14, capsize=5, lw=2)
-        ax.axhline(100 * points["teacher"][metric][0], color=COLOURS["teacher"], ls="--", lw=1, label="teacher")
+            ax.errorbar(
+                [x + 0.08],
+                [mean],
+                [[mean - low], [high - mean]],
+                color=COLOURS[name],
+                fmt="_",
+                ms=14,
+                capsize=5,
+                lw=2,
+            )
+        ax.axhline(
+            100 * points["teacher"][metric][0], color=COLOURS["teacher"], ls="--", lw=1, label="teacher"
+        )
         ax.set_xticks(range(len(students)), [TITLES[name].replace(" + ", "\n+ ", 1) for name in students])
         ax.set_xlim(-0.5, len(students) - 0.5)
         ax.set_ylabel(f"validation {metric}, %")

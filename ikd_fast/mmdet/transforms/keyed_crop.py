@@ -8,15 +8,21 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from mmcv.transforms import BaseTransform
-from mmdet.registry import TRANSFORMS
-from mmdet.structures.bbox import BaseBoxes, HorizontalBoxes
 
 from ikd_fast.kernels.reference.philox import Stream, draw
 from ikd_fast.mmdet.progress import SharedEpoch
 from ikd_fast.mmdet.samples import image_key
 
-_DIRECTIONS = {(True, False): "horizontal", (False, True): "vertical", (True, True): "diagonal", (False, False): None}
+from mmcv.transforms import BaseTransform
+from mmdet.registry import TRANSFORMS
+from mmdet.structures.bbox import BaseBoxes, HorizontalBoxes
+
+_DIRECTIONS = {
+    (True, False): "horizontal",
+    (False, True): "vertical",
+    (True, True): "diagonal",
+    (False, False): None,
+}
 
 
 @dataclass(frozen=True)
@@ -102,7 +108,12 @@ class KeyedRandomCrop(BaseTransform):
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} must be in 0..1, got {value}")
         self.size, self.scale, self.seed = size, (float(scale[0]), float(scale[1])), seed
-        self.hflip_prob, self.vflip_prob, self.brightness, self.min_kept = hflip_prob, vflip_prob, brightness, min_kept
+        self.hflip_prob, self.vflip_prob, self.brightness, self.min_kept = (
+            hflip_prob,
+            vflip_prob,
+            brightness,
+            min_kept,
+        )
         self._epoch = SharedEpoch()
 
     @property
@@ -115,7 +126,7 @@ class KeyedRandomCrop(BaseTransform):
         self._epoch.set(epoch)
 
     def draw(self, key: int, width: int, height: int) -> CropDraw:
-        """The crop of the image ``key`` (see :func:`ikd_fast.mmdet.samples.image_key`), ``width`` x ``height`` pixels, in this epoch."""
+        """The crop of a ``width`` x ``height`` image with this key (:func:`ikd_fast.mmdet.samples.image_key`) in this epoch."""
         u_scale, u_x, u_y, u_gain = draw(self.seed, key, self.epoch, Stream.LOADER, 0)
         u_hflip, u_vflip, _, _ = draw(self.seed, key, self.epoch, Stream.LOADER, 1)
         low, high = self.scale
@@ -126,15 +137,21 @@ class KeyedRandomCrop(BaseTransform):
         # A full window is exactly `size` wide; one cut short by the image keeps the scale.
         out_w, out_h = (self.size if n == side else max(int(n * scale + 0.5), 1) for n in (w, h))
         gain = 1 + self.brightness * (2 * u_gain - 1)
-        return CropDraw((x, y, x + w, y + h), (out_w, out_h), u_hflip < self.hflip_prob, u_vflip < self.vflip_prob, gain)
+        return CropDraw(
+            (x, y, x + w, y + h), (out_w, out_h), u_hflip < self.hflip_prob, u_vflip < self.vflip_prob, gain
+        )
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
         """Apply the crop of this image and epoch; raises if the pipeline loaded masks or the image is not uint8."""
         image = results["img"]
         if image.dtype != np.uint8:
-            raise TypeError(f"KeyedRandomCrop expects uint8 images, got {image.dtype}: write it before any normalisation")
+            raise TypeError(
+                f"KeyedRandomCrop expects uint8 images, got {image.dtype}: write it before any normalisation"
+            )
         if results.get("gt_masks") is not None:
-            raise ValueError("KeyedRandomCrop moves boxes only: write dict(type='LoadAnnotations', with_bbox=True) before it")
+            raise ValueError(
+                "KeyedRandomCrop moves boxes only: write dict(type='LoadAnnotations', with_bbox=True) before it"
+            )
         key = image_key(results)
         height, width = image.shape[:2]
         crop = self.draw(key, width, height)
@@ -166,5 +183,11 @@ def _homography(crop: CropDraw) -> np.ndarray:
     """``[3,3]`` float32: source pixel coordinates to output pixel coordinates."""
     (sx, sy), (w, h) = crop.scale_factor, crop.size
     matrix = np.array([[sx, 0, -sx * crop.window[0]], [0, sy, -sy * crop.window[1]], [0, 0, 1]])
-    mirror = np.array([[-1 if crop.hflip else 1, 0, w * crop.hflip], [0, -1 if crop.vflip else 1, h * crop.vflip], [0, 0, 1]])
+    mirror = np.array(
+        [
+            [-1 if crop.hflip else 1, 0, w * crop.hflip],
+            [0, -1 if crop.vflip else 1, h * crop.vflip],
+            [0, 0, 1],
+        ]
+    )
     return (mirror @ matrix).astype(np.float32)

@@ -1,0 +1,126 @@
+"""Exit codes, one clear message, no traceback."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from ikd_fast import cli
+
+
+@pytest.fixture
+def ikd(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("IKD_FAST_TRACEBACK", raising=False)
+    runner = CliRunner()
+    return lambda *args: runner.invoke(cli.app, [str(a) for a in args])
+
+
+def test_help_is_quick_and_imports_no_torch() -> None:
+    code = (
+        "import sys, ikd_fast.cli as c\n"
+        "try: c.app(['--help'])\n"
+        "except SystemExit as e: print('exit', e.code, 'torch' in sys.modules, 'mmdet' in sys.modules)"
+    )
+    started = time.perf_counter()
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.splitlines()[-1] == "exit 0 False False"
+    assert time.perf_counter() - started < 10  # about 0.6 s on an idle machine
+    for command in ("demo", "train", "test", "export", "doctor"):
+        assert f" {command} " in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nonsense"], "No such command"),
+        (["demo", "--steps", "many"], "integer"),
+        (["demo", "--steps", "0"], "--steps must be at least 1, got 0"),
+        (["demo", "--seeds", "0"], "--seeds must be at least 1, got 0"),
+        (["demo", "--seed", "-1"], "--seed must not be negative"),
+        (["demo", "--data", "no/such"], "no/such: no such folder"),
+        (["demo", "--teacher", "no.pth"], "--teacher no.pth: no such file"),
+        (["demo", "--wheel", "a.whl", "--source", "b"], "--wheel or --source, not both"),
+        (["demo", "--wheel", "no.whl"], "no.whl: no such file"),
+        (["demo", "--train-teacher", "--data", "x"], "leave out --data and --teacher"),
+        (["demo", "--data", "x", "--wheel", "y"], "leave them out with --data"),
+        (["train", "no.py"], "does not exist"),
+        (["test", __file__, "no.pth"], "does not exist"),
+        (["test", __file__], "Missing argument"),
+        (["export", "no.pth", "x.pth"], "does not exist"),
+    ],
+)
+def test_wrong_usage_is_2(
+    ikd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = ikd(*arguments)
+    text = " ".join((result.output + getattr(result, "stderr", "")).replace("│", " ").split())
+    assert message in text
+    assert result.exit_code == 2
+    assert "Traceback" not in text
+
+
+def test_bad_data_is_1_and_names_the_file(ikd, tmp_path: Path) -> None:
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations/train.json").write_text("")
+    result = ikd("demo", "--data", tmp_path, "--out", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "train.json is empty" in " ".join(result.output.split())
+    assert not (tmp_path / "out").exists()
+
+
+def test_settings_must_be_key_value(ikd, tmp_path: Path) -> None:
+    config = tmp_path / "c.py"
+    config.write_text("model = dict(type='RetinaNet')\n")
+    assert ikd("train", config, "stray").exit_code == 2
+    result = ikd("train", config, "--cfg-options", "a.b")
+    assert result.exit_code == 1
+    assert "key=value, got 'a.b'" in result.stderr
+    result = ikd("train", config, "--launcher", "ssh")
+    assert result.exit_code == 1
+    assert "'none', 'pytorch', 'slurm', 'mpi'" in " ".join(result.stderr.split())
+
+
+def test_cfg_options_take_mmdets_form(tmp_path: Path) -> None:
+    from ikd_fast.mmdet.launch import load_config
+
+    config = tmp_path / "my.py"
+    config.write_text("a = dict(b=1, c=[1, 2], d='x')\n")
+    cfg = load_config(
+        config, work_dir=None, options=["a.b=2.5", "a.c=[3,4]", "a.d=False", "e=(1,2)"], launcher="none"
+    )
+    assert (cfg.a.b, cfg.a.c, cfg.a.d, cfg.e) == (2.5, [3, 4], False, (1, 2))
+    assert cfg.work_dir == os.path.join("work_dirs", "my")
+
+
+def test_interrupt_is_130_and_says_how_to_go_on(ikd, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ikd_fast.demo.run as module
+
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "run", stopped)
+    result = ikd("demo")
+    assert result.exit_code == 130
+    assert "Interrupted. The same command goes on" in result.output
+
+
+def test_json_is_all_there_is_on_stdout(ikd, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ikd_fast.demo.run as module
+
+    def run(options, console):
+        console.print("words")
+        return {"models": {}, "steps": options.steps}
+
+    monkeypatch.setattr(module, "run", run)
+    result = ikd("demo", "--json", "--steps", 7)
+    assert result.exit_code == 0
+    assert json.loads(result.stdout) == {"models": {}, "steps": 7}
+    assert "words" in result.stderr
