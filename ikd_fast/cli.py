@@ -146,7 +146,7 @@ def export(
         print(
             json.dumps(facts)
             if as_json
-            else f"{out}: {facts['tensors']} tensors, {facts['bytes'] / 1e6:.1f} MB"
+            else f"{out}: {facts['tensors']} tensors, {out.stat().st_size / 1e6:.1f} MB"
         )
 
 

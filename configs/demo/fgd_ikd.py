@@ -1,12 +1,13 @@
 # FGD and IKD: adaptive crop or noise, and adversarial examples of the teacher made inside the step.
-_base_ = './student.py'
+_base_ = "./student.py"
 model = dict(
     _delete_=True,
-    type='IKDDistiller',
+    type="IKDDistiller",
     student=_base_.model,
-    teacher_config='ikd_fast::demo/teacher.py',
-    teacher_ckpt='ikd_fast::demo_teacher.safetensors',
-    losses=[dict(type='FGDLoss', preset='retinanet')],
-    adv=dict(beta=1e-5, attack=dict(type='OnlineDIFGSM', mode='single')),
-    augment=dict(type='AdaptiveFreqAug'),
-    stop_at=0.667)
+    teacher_config="ikd_fast::demo/teacher.py",
+    teacher_ckpt="ikd_fast::demo_teacher.safetensors",
+    losses=[dict(type="FGDLoss", preset="retinanet")],
+    adv=dict(beta=1e-5, attack=dict(type="OnlineDIFGSM", mode="single")),
+    augment=dict(type="AdaptiveFreqAug"),
+    stop_at=0.667,
+)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import time
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import ikd_fast.configs
-import ikd_fast.demo.sampler
-import ikd_fast.mmdet
+import ikd_fast.demo.sampler  # registers ChunkSampler
 from ikd_fast.demo.coco import Split
 from ikd_fast.demo.plan import Epochs
 
@@ -18,7 +17,7 @@ from mmengine.registry import init_default_scope
 
 def demo_folder() -> Path:
     """Where the packaged ``configs/demo`` lies."""
-    return Path(next(iter(ikd_fast.configs.__path__))) / "demo"
+    return Path(str(files("ikd_fast.configs"))) / "demo"
 
 
 def load(name: str, splits: dict[str, Split], *, evaluate: str = "val") -> Config:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 import ikd_fast.mmdet  # noqa: F401  (makes mmdet importable without compiled operators)
 from ikd_fast.demo.quiet import quiet
@@ -36,14 +35,14 @@ AREAS = {
 Scores = dict[str, float | None]
 
 
-def load_model(cfg: Config, weights: dict[str, torch.Tensor]) -> nn.Module:
+def load_model(cfg: Config, weights: dict[str, torch.Tensor]) -> Any:
     """The detector of ``cfg`` in eval mode with exactly these weights; a missing or unexpected key raises."""
     model = MODELS.build(cfg.model)
     model.load_state_dict(weights)
     return model.eval()
 
 
-def evaluate(model: nn.Module, cfg: Config, log: Path, *, batch: int = 4) -> Scores:
+def evaluate(model: Any, cfg: Config, log: Path, *, batch: int = 4) -> Scores:
     """AP of ``model`` on ``cfg``'s test loader, each in 0..1 to 3 digits; None where the split has no box of that size.
 
     A net that finds nothing has AP 0 (mmdet's metric says nothing then).

@@ -45,8 +45,8 @@ def read_history(work_dir: Path) -> list[dict[str, float]]:
 
 
 def seconds_per_step(history: list[dict[str, float]]) -> float:
-    """Median over the steps but the first, which allocates."""
-    return statistics.median([row["seconds"] for row in history][1:] or [history[0]["seconds"]])
+    """Mean over the steps but the first, which allocates."""
+    return statistics.fmean([row["seconds"] for row in history][1:] or [history[0]["seconds"]])
 
 
 class HistoryHook(Hook):

@@ -169,3 +169,20 @@ def run(config: dict, work_dir: Path, **changes):
     runner.register_hook(Record())
     runner.train()
     return runner, logs
+
+
+def sample_of(image_id: int, boxes: list, size: tuple[int, int]):
+    """A data sample as PackDetInputs makes it, all boxes of class 0."""
+    import torch
+    from mmdet.structures import DetDataSample
+    from mmdet.structures.bbox import HorizontalBoxes
+    from mmengine.structures import InstanceData
+
+    sample = DetDataSample(
+        metainfo=dict(img_id=image_id, img_path=f"set/{image_id}.png", img_shape=size, ori_shape=size, scale_factor=(1.0, 1.0))
+    )
+    sample.gt_instances = InstanceData(
+        bboxes=HorizontalBoxes(torch.tensor(boxes)), labels=torch.zeros(len(boxes), dtype=torch.long)
+    )
+    sample.ignored_instances = InstanceData(bboxes=HorizontalBoxes(torch.zeros(0, 4)), labels=torch.zeros(0, dtype=torch.long))
+    return sample

@@ -41,10 +41,11 @@ def draw_batch(path: Path, out: Path, splits: dict[str, Split], seed: int) -> Pa
             step=0,
             plan=data["plan"],
         )
+        attack = model.ikd.attack
+        assert attack is not None
         adversarial = model.ikd.craft(batch).images
         losses = [model.ikd.victim(x, targets) for x in (batch.geo, adversarial)]
     pixels = [model.data_preprocessor.units.to_pixels(x) for x in (batch.clean, batch.geo, adversarial)]
-    attack = model.ikd.attack
     fig = figure(11, 2.9 * len(rows) + 0.9)
     fig.suptitle(
         f"What IKD trains on. Adversarial: the teacher's class loss on these images goes from {losses[0]:.2f} to {losses[1]:.2f};"

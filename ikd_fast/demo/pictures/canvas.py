@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -30,7 +32,7 @@ def save(fig: Figure, path: Path, dpi: int = 110) -> Path:
     return path
 
 
-def draw_boxes(ax: Axes, boxes, colour: str, style: str = "-", width: float = 1.2) -> None:
+def draw_boxes(ax: Axes, boxes: Iterable[Any], colour: str, style: str = "-", width: float = 1.2) -> None:
     """Outline xyxy pixel boxes."""
     for x1, y1, x2, y2 in boxes:
         ax.add_patch(
@@ -38,7 +40,7 @@ def draw_boxes(ax: Axes, boxes, colour: str, style: str = "-", width: float = 1.
         )
 
 
-def show(ax: Axes, image, title: str = "") -> None:
+def show(ax: Axes, image: Any, title: str = "") -> None:
     """An ``[H,W,3]`` uint8 image without axes."""
     ax.imshow(image, interpolation="nearest")
     ax.set_title(title, fontsize=9)
