@@ -87,11 +87,20 @@ class _Sums:
             raise ValueError("attack_strength got no images: batches() yielded nothing")
         n = self.batches
         return StrengthRow(
-            name, self.loss / n, self.change / n, self.linf, self.mean_abs / n, evals, self.seconds / self.images, metrics
+            name,
+            self.loss / n,
+            self.change / n,
+            self.linf,
+            self.mean_abs / n,
+            evals,
+            self.seconds / self.images,
+            metrics,
         )
 
 
-def _perturbed(victim: Victim, batches: Iterable, attack: OnlineDIFGSM | None, units: PixelUnits, sums: _Sums) -> Iterable[Tensor]:
+def _perturbed(
+    victim: Victim, batches: Iterable, attack: OnlineDIFGSM | None, units: PixelUnits, sums: _Sums
+) -> Iterable[Tensor]:
     for images, targets, ids in batches:
         start = time.perf_counter()
         if attack is None:
@@ -102,8 +111,12 @@ def _perturbed(victim: Victim, batches: Iterable, attack: OnlineDIFGSM | None, u
         with torch.no_grad():
             loss = victim.cls_loss(out.images, targets)
             clean, moved = victim.features(images), victim.features(out.images)
-            change = torch.stack([(m - c).norm() / c.norm().clamp_min(1e-12) for m, c in zip(moved, clean, strict=True)]).mean()
-        sums.add(float(loss.mean()), float(change), out.delta / units.grey_level(images), len(images), seconds)
+            change = torch.stack(
+                [(m - c).norm() / c.norm().clamp_min(1e-12) for m, c in zip(moved, clean, strict=True)]
+            ).mean()
+        sums.add(
+            float(loss.mean()), float(change), out.delta / units.grey_level(images), len(images), seconds
+        )
         yield out.images
 
 
@@ -112,7 +125,9 @@ def strength_table(rows: Iterable[StrengthRow]) -> str:
     rows = list(rows)
     names = list(rows[0].metrics) if rows else []
     lines = [
-        "| images | class loss | " + "".join(f"{n} | " for n in names) + "feature change | L-inf | mean abs | gradients | s/image |",
+        "| images | class loss | "
+        + "".join(f"{n} | " for n in names)
+        + "feature change | L-inf | mean abs | gradients | s/image |",
         "|---|" + "---|" * (6 + len(names)),
     ]
     for r in rows:

@@ -12,7 +12,7 @@ from ikd_fast.kernels.reference.philox import Stream, stable_id, uniform
 from ikd_fast.pixels import PixelUnits
 
 from .batch import AttackBatch, AttackOutput
-from .diversity import draw_diversity
+from .diversity import DiversityDraw, draw_diversity
 from .objectives import resolve_objective
 
 MODES = ("iterative", "single", "random_sign")
@@ -93,20 +93,31 @@ class OnlineDIFGSM:
             raise ValueError(f"mode must be one of {list(MODES)}, got {mode!r}")
         self.mode = mode
         self.eps = _in_range("eps", eps, 0, 255)
-        self.step_size = _in_range("step_size", (2.0 if mode == "iterative" else 1.25 * eps) if step_size is None else step_size, 0, 510)
+        self.step_size = _in_range(
+            "step_size",
+            (2.0 if mode == "iterative" else 1.25 * eps) if step_size is None else step_size,
+            0,
+            510,
+        )
         if not (isinstance(steps, int) and steps >= 1):
             raise ValueError(f"steps must be an integer >= 1, got {steps!r}")
         self.steps = {"iterative": steps, "single": 1, "random_sign": 0}[mode]
         self.momentum = _in_range("momentum", momentum, 0, float("inf"))
         default_prob = 0.5 if mode == "iterative" else 0.0
-        self.diversity_prob = _in_range("diversity_prob", default_prob if diversity_prob is None else diversity_prob, 0, 1)
+        self.diversity_prob = _in_range(
+            "diversity_prob", default_prob if diversity_prob is None else diversity_prob, 0, 1
+        )
         self.diversity_rate = _in_range("diversity_rate", diversity_rate, 0, 1)
         if self.diversity_rate == 0:
             raise ValueError("diversity_rate must be above 0: it is the smallest shrink factor, got 0")
         self.diversity_per_batch = diversity_per_batch
-        self.objective_name = objective if isinstance(objective, str) else getattr(objective, "__name__", "custom")
+        self.objective_name = (
+            objective if isinstance(objective, str) else getattr(objective, "__name__", "custom")
+        )
         self.objective = resolve_objective(objective)
-        self.random_start = (mode == "single" or objective == "feature") if random_start is None else random_start
+        self.random_start = (
+            (mode == "single" or objective == "feature") if random_start is None else random_start
+        )
         if objective == "feature" and not self.random_start:
             raise ValueError(
                 "objective='feature' has an exactly zero gradient at the clean image, so it needs random_start=True (the "
@@ -180,10 +191,22 @@ class OnlineDIFGSM:
         adversarial = torch.minimum(torch.maximum(work + delta, low), high).to(images.dtype)
         return AttackOutput(adversarial, adversarial - clean, history, self.steps, nonfinite)
 
-    def _gradient(self, victim, work, delta, view, targets, sizes, fill, step) -> tuple[Tensor, Tensor]:
+    def _gradient(
+        self,
+        victim: Any,
+        work: Tensor,
+        delta: Tensor,
+        view: DiversityDraw,
+        targets: Any,
+        sizes: list[tuple[int, int]],
+        fill: Tensor,
+        step: int,
+    ) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             x = (work + delta).requires_grad_(True)
-            batch = AttackBatch(view.images(x, fill), view.images(work, fill), view.targets(targets), sizes, step)
+            batch = AttackBatch(
+                view.images(x, fill), view.images(work, fill), view.targets(targets), sizes, step
+            )
             value = self.objective(victim, batch)
             if not isinstance(value, Tensor) or not value.requires_grad:
                 raise ValueError(
@@ -191,11 +214,15 @@ class OnlineDIFGSM:
                     f".detach()) and return a Tensor, got {value!r}"
                 )
             if value.dim() > 1 or (value.dim() == 1 and len(value) != len(work)):
-                raise ValueError(f"the objective must be [N] = [{len(work)}] or a scalar, got shape {list(value.shape)}")
+                raise ValueError(
+                    f"the objective must be [N] = [{len(work)}] or a scalar, got shape {list(value.shape)}"
+                )
             (grad,) = torch.autograd.grad(value.sum(), x)
         return grad, value.detach()
 
-    def _keys(self, images: Tensor, image_ids, epoch) -> tuple[int, list[int], int]:
+    def _keys(
+        self, images: Tensor, image_ids: Sequence[int | str] | Tensor | None, epoch: int | None
+    ) -> tuple[int, list[int], int]:
         if not isinstance(images, Tensor) or images.dim() != 4:
             got = list(images.shape) if isinstance(images, Tensor) else type(images).__name__
             raise TypeError(f"images must be one stacked float tensor [N, C, H, W], got {got}")
@@ -214,7 +241,9 @@ class OnlineDIFGSM:
             )
         ids = [stable_id(_host(i)) for i in image_ids]
         if len(ids) != len(images):
-            raise ValueError(f"image_ids must have one entry per image: expected {len(images)}, got {len(ids)}")
+            raise ValueError(
+                f"image_ids must have one entry per image: expected {len(images)}, got {len(ids)}"
+            )
         return self.seed, ids, int(epoch)
 
 
@@ -228,14 +257,16 @@ def _in_range(name: str, value: float, low: float, high: float) -> float:
     return float(value)
 
 
-def _sizes(images: Tensor, targets: Any, sizes) -> list[tuple[int, int]]:
+def _sizes(images: Tensor, targets: Any, sizes: Sequence[tuple[int, int]] | None) -> list[tuple[int, int]]:
     height, width = images.shape[-2:]
     if sizes is None:
         dicts = targets if isinstance(targets, (list, tuple)) else [None] * len(images)
         sizes = [t["size"] if isinstance(t, dict) and "size" in t else (height, width) for t in dicts]
     sizes = [(int(h), int(w)) for h, w in sizes]
     if len(sizes) != len(images):
-        raise ValueError(f"expected one (h, w) and one target per image: {len(images)} images, got {len(sizes)}")
+        raise ValueError(
+            f"expected one (h, w) and one target per image: {len(images)} images, got {len(sizes)}"
+        )
     for i, (h, w) in enumerate(sizes):
         if not (1 <= h <= height and 1 <= w <= width):
             raise ValueError(f"sizes[{i}] must lie within the batch's {height}x{width}, got {h}x{w}")
@@ -251,11 +282,20 @@ def _valid(work: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
     return valid
 
 
-def _keyed_uniform(work: Tensor, sizes, ids, epoch: int, seed: int) -> Tensor:
+def _keyed_uniform(
+    work: Tensor, sizes: Sequence[tuple[int, int]], ids: Sequence[int], epoch: int, seed: int
+) -> Tensor:
     """U[-1, 1) per element, indexed like image noise: word (c * h + y) * w4 + x, w4 = w rounded up to 4."""
     out = torch.zeros_like(work)
     for i, ((h, w), image_id) in enumerate(zip(sizes, ids, strict=True)):
         pitch = -(-w // 4) * 4
-        u = uniform((work.shape[1], h, pitch), seed=seed, id=image_id, epoch=epoch, stream=Stream.START, device=work.device)
+        u = uniform(
+            (work.shape[1], h, pitch),
+            seed=seed,
+            id=image_id,
+            epoch=epoch,
+            stream=Stream.START,
+            device=work.device,
+        )
         out[i, :, :h, :w] = u[..., :w].to(work.dtype) * 2 - 1
     return out

@@ -22,7 +22,11 @@ class DiversityDraw:
 
     @property
     def active(self) -> list[int]:
-        return [i for i, ((h, w), win) in enumerate(zip(self.sizes, self.windows, strict=True)) if win != (0, 0, w, h)]
+        return [
+            i
+            for i, ((h, w), win) in enumerate(zip(self.sizes, self.windows, strict=True))
+            if win != (0, 0, w, h)
+        ]
 
     def images(self, images: Tensor, fill: Tensor) -> Tensor:
         """The view of ``[N, C, H, W]`` images; images outside ``active`` are returned bit for bit."""

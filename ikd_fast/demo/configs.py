@@ -7,9 +7,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import ikd_fast.demo.sampler  # registers ChunkSampler
 from ikd_fast.demo.coco import Split
 from ikd_fast.demo.plan import Epochs
+from ikd_fast.demo.sampler import ChunkSampler
 
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
@@ -58,7 +58,7 @@ def set_run(cfg: Config, work_dir: Path, epochs: Epochs, *, seed: int, init: Pat
     fall.end = epochs.count
     cfg.param_scheduler = [rise, fall] if warmup else [fall]
     cfg.train_dataloader.sampler = dict(
-        type="ChunkSampler", chunk=epochs.length * cfg.train_dataloader.batch_size
+        type=ChunkSampler.__name__, chunk=epochs.length * cfg.train_dataloader.batch_size
     )
     set_seed(cfg, seed)
     cfg.resume = (work_dir / "last_checkpoint").is_file()

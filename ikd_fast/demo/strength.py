@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import ikd_fast.mmdet  # noqa: F401
 from ikd_fast.analysis import StrengthRow, attack_strength
@@ -28,7 +28,7 @@ ATTACKS = {
 
 
 class _Victim:
-    def __init__(self, teacher: nn.Module) -> None:
+    def __init__(self, teacher: Any) -> None:
         self.teacher, self.cls_loss = teacher, MMDetVictim(teacher)
 
     def features(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -36,7 +36,7 @@ class _Victim:
 
 
 def teacher_strength(
-    teacher: nn.Module, cfg: Config, *, images: int | None = None, batch: int = 4
+    teacher: Any, cfg: Config, *, images: int | None = None, batch: int = 4
 ) -> list[StrengthRow]:
     """Clean, random-sign, ``single`` and ``iterative`` rows on ``cfg``'s test loader (or its first ``images``)."""
     teacher = teacher.eval().requires_grad_(False)

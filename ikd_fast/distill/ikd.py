@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ikd_fast.attack import AttackOutput, OnlineDIFGSM
 from ikd_fast.augment import AdaptiveFreqAug
-from ikd_fast.losses import AdvFeatureLoss, KDLoss, build_loss
+from ikd_fast.losses import AdvFeatureLoss, DistillContext, KDLoss, build_loss
 from ikd_fast.pixels import PixelUnits
 
 from .norms import suspend_running_stats
@@ -141,12 +141,26 @@ class IKD(nn.Module):
         return self.stop_at.active(epoch=epoch, step=step)
 
     def step(
-        self, images: Tensor | Sequence[Tensor], targets: Any, *, image_ids: Sequence[int | str] | Tensor, epoch: int, step: int = 0
+        self,
+        images: Tensor | Sequence[Tensor],
+        targets: Any,
+        *,
+        image_ids: Sequence[int | str] | Tensor,
+        epoch: int,
+        step: int = 0,
     ) -> StepOutput:
         """One step of Algorithm 1: augment, attack, both branches, losses. Call ``.total.backward()`` on the result."""
         return self(images, targets, image_ids=image_ids, epoch=epoch, step=step)
 
-    def forward(self, images, targets, *, image_ids, epoch, step=0) -> StepOutput:
+    def forward(
+        self,
+        images: Tensor | Sequence[Tensor],
+        targets: Any,
+        *,
+        image_ids: Sequence[int | str] | Tensor,
+        epoch: int,
+        step: int = 0,
+    ) -> StepOutput:
         """As :meth:`step`, so that ``DistributedDataParallel(ikd)`` works."""
         active = self.active(epoch=epoch, step=step)
         device = next(self.student.parameters()).device
@@ -184,7 +198,13 @@ class IKD(nn.Module):
             raise RuntimeError("this IKD has no attack: build it with attack=OnlineDIFGSM(...)")
         victim = _StepVictim(self, batch.sizes)
         return self.attack(
-            victim, batch.geo, batch.targets, image_ids=batch.image_ids, epoch=batch.epoch, sizes=batch.sizes, units=self.units
+            victim,
+            batch.geo,
+            batch.targets,
+            image_ids=batch.image_ids,
+            epoch=batch.epoch,
+            sizes=batch.sizes,
+            units=self.units,
         )
 
     def _clean_branch(self, batch: StepBatch) -> tuple[dict[str, Tensor], list[list[Tensor]]]:
@@ -204,11 +224,15 @@ class IKD(nn.Module):
         maps = [as_pyramid(given, self.token_grid) if callable(s) else next(rest) for s in sources]
         return _task_terms(value), maps
 
-    def _adversarial_branch(self, batch, adversarial: AttackOutput, ctx, logs) -> Tensor:
+    def _adversarial_branch(
+        self, batch: StepBatch, adversarial: AttackOutput, ctx: DistillContext, logs: dict[str, Tensor]
+    ) -> Tensor:
         images = adversarial.images
         source = self._source(self.adv_loss, self.features)
         with suspend_running_stats(self.student):
-            (s,) = run_tapped(self.student, [source], lambda: self.call(self.student, images), images, self.token_grid)
+            (s,) = run_tapped(
+                self.student, [source], lambda: self.call(self.student, images), images, self.token_grid
+            )
         (t,) = self.teacher.pyramids(images, self._teacher_sources([self.adv_loss]), batch.sizes)
         s, t = match_pyramids(s, t, source, self.match)
         return _weighted(self.adv_loss(s, t, ctx), self.beta, "kd/adv", logs)
@@ -225,10 +249,10 @@ class IKD(nn.Module):
             logs["attack/nonfinite"] = out.nonfinite.float().sum()
         return logs
 
-    def _source(self, loss: KDLoss, default: Any) -> Any:
+    def _source(self, loss: Any, default: Any) -> Any:
         return default if loss.source == "neck" else loss.source
 
-    def _teacher_sources(self, losses) -> list[Any]:
+    def _teacher_sources(self, losses: Iterable[Any]) -> list[Any]:
         return [self._source(loss, self.teacher_features) for loss in losses]
 
     @torch.no_grad()
@@ -259,7 +283,9 @@ class IKD(nn.Module):
             s, t = match_pyramids(s, t, loss.source, self.match)
             bad = [i for i, m in enumerate(t) if not bool(m.isfinite().all())]
             if bad:
-                raise ValueError(f"the teacher's features are not finite at levels {bad} of {loss.source!r}: check its checkpoint")
+                raise ValueError(
+                    f"the teacher's features are not finite at levels {bad} of {loss.source!r}: check its checkpoint"
+                )
             loss.bind([m.shape[1] for m in s], [m.shape[1] for m in t])
             loss.to(parameter.device)
 
@@ -283,12 +309,18 @@ class _StepVictim:
         return victim.cls_loss(images, targets) if hasattr(victim, "cls_loss") else victim(images, targets)
 
 
-def _units(units: PixelUnits | None, attack: OnlineDIFGSM | None, augment: AdaptiveFreqAug | None) -> PixelUnits | None:
+def _units(
+    units: PixelUnits | None, attack: OnlineDIFGSM | None, augment: AdaptiveFreqAug | None
+) -> PixelUnits | None:
     """One declaration is enough; two must agree."""
     undeclared = PixelUnits()
     said = {
         name: value
-        for name, value in (("units", units), ("attack", getattr(attack, "units", None)), ("augment", getattr(augment, "units", None)))
+        for name, value in (
+            ("units", units),
+            ("attack", getattr(attack, "units", None)),
+            ("augment", getattr(augment, "units", None)),
+        )
         if value is not None and value != undeclared
     }
     if len(set(map(repr, said.values()))) > 1:
@@ -306,7 +338,9 @@ def _unique_names(losses: Any) -> list[str]:
     return names
 
 
-def _weighted(value: Tensor | Mapping[str, Tensor], weight: float, key: str, logs: dict[str, Tensor]) -> Tensor:
+def _weighted(
+    value: Tensor | Mapping[str, Tensor], weight: float, key: str, logs: dict[str, Tensor]
+) -> Tensor:
     """Weighted sum of a loss's levels, each logged."""
     if isinstance(value, Tensor):
         return weight * value
@@ -333,7 +367,9 @@ def _task_terms(value: Any) -> dict[str, Tensor]:
     if isinstance(value, Tensor):
         value = {"task": value}
     if not isinstance(value, Mapping) or not value:
-        raise TypeError(f"task_loss must return a scalar Tensor or a dict of scalars, got {type(value).__name__}")
+        raise TypeError(
+            f"task_loss must return a scalar Tensor or a dict of scalars, got {type(value).__name__}"
+        )
     terms = {}
     for name, term in value.items():
         if not isinstance(term, Tensor) or term.dim() != 0:

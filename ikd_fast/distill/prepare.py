@@ -55,10 +55,14 @@ def _size(image: Tensor, targets: Any, i: int) -> tuple[int, int]:
     return image.shape[-2], image.shape[-1]
 
 
-def _stack(images: Tensor | Sequence[Tensor], units: PixelUnits | None, divisor: int, device: torch.device) -> Tensor:
+def _stack(
+    images: Tensor | Sequence[Tensor], units: PixelUnits | None, divisor: int, device: torch.device
+) -> Tensor:
     for i, image in enumerate(images):
         if image.device != device:
-            raise ValueError(f"images[{i}] is on {image.device}, the student on {device}; write images.to({str(device)!r})")
+            raise ValueError(
+                f"images[{i}] is on {image.device}, the student on {device}; write images.to({str(device)!r})"
+            )
     rows = [_scaled(image, units, i) for i, image in enumerate(images)]
     height = -(-max(r.shape[-2] for r in rows) // divisor) * divisor
     width = -(-max(r.shape[-1] for r in rows) // divisor) * divisor
@@ -72,7 +76,9 @@ def _stack(images: Tensor | Sequence[Tensor], units: PixelUnits | None, divisor:
 
 def _scaled(image: Tensor, units: PixelUnits | None, i: int) -> Tensor:
     if image.dim() != 3 or (image.shape[0] != 3 and image.shape[-1] == 3):
-        raise ValueError(f"images[{i}] must be [C, H, W], got {list(image.shape)}; write image.permute(2, 0, 1) for [H, W, C]")
+        raise ValueError(
+            f"images[{i}] must be [C, H, W], got {list(image.shape)}; write image.permute(2, 0, 1) for [H, W, C]"
+        )
     if image.dtype == torch.uint8:
         if units is None:
             raise ValueError(
@@ -90,7 +96,9 @@ def _to(targets: Any, device: torch.device) -> Any:
         return targets.to(device)
     if isinstance(targets, (list, tuple)):
         return [
-            {k: v.to(device) if isinstance(v, Tensor) else v for k, v in t.items()} if isinstance(t, dict) else _to(t, device)
+            {k: v.to(device) if isinstance(v, Tensor) else v for k, v in t.items()}
+            if isinstance(t, dict)
+            else _to(t, device)
             for t in targets
         ]
     return targets

@@ -22,10 +22,18 @@ class StopAt:
         if rule is None:
             return
         if isinstance(rule, Mapping):
-            if len(rule) != 1 or next(iter(rule)) not in ("epoch", "iter") or int(next(iter(rule.values()))) < 0:
-                raise ValueError(f"stop_at must be dict(epoch=E) or dict(iter=N) with a count >= 0, or a fraction, got {rule}")
+            if (
+                len(rule) != 1
+                or next(iter(rule)) not in ("epoch", "iter")
+                or int(next(iter(rule.values()))) < 0
+            ):
+                raise ValueError(
+                    f"stop_at must be dict(epoch=E) or dict(iter=N) with a count >= 0, or a fraction, got {rule}"
+                )
         elif isinstance(rule, bool) or not isinstance(rule, (int, float)) or not 0 < rule <= 1:
-            raise ValueError(f"stop_at must be dict(epoch=E), dict(iter=N) or a fraction of the run in (0, 1], got {rule!r}")
+            raise ValueError(
+                f"stop_at must be dict(epoch=E), dict(iter=N) or a fraction of the run in (0, 1], got {rule!r}"
+            )
 
     def active(self, *, epoch: int, step: int) -> bool:
         if self.rule is None:
@@ -33,7 +41,9 @@ class StopAt:
         if isinstance(self.rule, Mapping):
             return epoch < self.rule["epoch"] if "epoch" in self.rule else step < self.rule["iter"]
         if self.total_steps is None:
-            raise ValueError(f"stop_at={self.rule} is a fraction of the run: give total_steps=, or write dict(epoch=E) or dict(iter=N)")
+            raise ValueError(
+                f"stop_at={self.rule} is a fraction of the run: give total_steps=, or write dict(epoch=E) or dict(iter=N)"
+            )
         return step < self.rule * self.total_steps
 
     def __repr__(self) -> str:

@@ -45,8 +45,16 @@ class StepBatch:
         boxes, labels = [], []
         for i in range(len(self.sizes)):
             target = dicts[i] if i < len(dicts) and isinstance(dicts[i], dict) else {}
-            boxes.append(torch.as_tensor(target.get("boxes", torch.zeros(0, 4))).to(self.clean.device, torch.float32).reshape(-1, 4))
-            labels.append(torch.as_tensor(target.get("labels", torch.zeros(len(boxes[-1]), dtype=torch.long))).to(self.clean.device))
+            boxes.append(
+                torch.as_tensor(target.get("boxes", torch.zeros(0, 4)))
+                .to(self.clean.device, torch.float32)
+                .reshape(-1, 4)
+            )
+            labels.append(
+                torch.as_tensor(target.get("labels", torch.zeros(len(boxes[-1]), dtype=torch.long))).to(
+                    self.clean.device
+                )
+            )
         return DistillContext(
             boxes=boxes,
             labels=labels,

@@ -34,17 +34,10 @@ def resolve_modules(net: nn.Module, source: str | Sequence[str]) -> list[tuple[s
 
 
 def _find(net: nn.Module, path: str) -> nn.Module | None:
-    module: object = net
-    for part in path.split("."):
-        if isinstance(module, (nn.ModuleList, nn.Sequential)) and part.isdigit():
-            module = module[int(part)] if int(part) < len(module) else None
-        elif isinstance(module, nn.ModuleDict):
-            module = module[part] if part in module else None
-        else:
-            module = getattr(module, part, None)
-        if not isinstance(module, nn.Module):
-            return None
-    return module if isinstance(module, nn.Module) else None
+    try:
+        return net.get_submodule(path)
+    except AttributeError:
+        return None
 
 
 def _module(net: nn.Module, path: str) -> nn.Module:
@@ -78,7 +71,9 @@ class FeatureTap:
     [(1, 4, 5, 5)]
     """
 
-    def __init__(self, net: nn.Module, source: str | Sequence[str], *, grid: tuple[int, int] | None = None) -> None:
+    def __init__(
+        self, net: nn.Module, source: str | Sequence[str], *, grid: tuple[int, int] | None = None
+    ) -> None:
         self.source = source
         self.grid = grid
         self.modules = resolve_modules(net, source)
@@ -104,7 +99,9 @@ class FeatureTap:
             if not outs:
                 raise RuntimeError(f"features: module {name!r} was not called in this forward")
             if len(self.modules) > 1 and len(outs) != 1:
-                raise RuntimeError(f"features: module {name!r} was called {len(outs)} times, expected once per forward")
+                raise RuntimeError(
+                    f"features: module {name!r} was called {len(outs)} times, expected once per forward"
+                )
         return [m for outs in calls for out in outs for m in as_pyramid(out, self.grid)]
 
 
@@ -129,13 +126,17 @@ def tokens_to_map(tokens: Tensor, grid: tuple[int, int] | None = None) -> Tensor
     n, length, channels = tokens.shape
     h, w = grid or (math.isqrt(length),) * 2
     if h * w != length:
-        raise ValueError(f"tokens [N, L, C] with L={length} do not fill a {h}x{w} grid; give token_grid=(h, w) with h*w={length}")
+        raise ValueError(
+            f"tokens [N, L, C] with L={length} do not fill a {h}x{w} grid; give token_grid=(h, w) with h*w={length}"
+        )
     return tokens.transpose(1, 2).reshape(n, channels, h, w)
 
 
 def _four(value: Tensor) -> Tensor:
     if value.dim() != 4:
-        raise TypeError(f"features must be maps [N, C, H, W] or tokens [N, L, C], got shape {list(value.shape)}")
+        raise TypeError(
+            f"features must be maps [N, C, H, W] or tokens [N, L, C], got shape {list(value.shape)}"
+        )
     return value
 
 

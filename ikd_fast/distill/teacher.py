@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from .taps import FeatureTap, as_pyramid
 
+Sizes = Sequence[tuple[int, int]] | None
+
 
 class FrozenTeacher:
     """A net whose weights never change, made to be asked for features.
@@ -58,16 +60,18 @@ class FrozenTeacher:
         load_strict(net, checkpoint, allow_missing=allow_random)
         return cls(net, **kwargs)
 
-    def features(self, images: Tensor, source: str | Sequence[str] | Callable, sizes=None) -> list[Tensor]:
+    def features(
+        self, images: Tensor, source: str | Sequence[str] | Callable, sizes: Sizes = None
+    ) -> list[Tensor]:
         """One forward without a graph; the pyramid at ``source``."""
         return self.pyramids(images, [source], sizes)[0]
 
     @torch.no_grad()
-    def pyramids(self, images: Tensor, sources: Sequence[Any], sizes=None) -> list[list[Tensor]]:
+    def pyramids(self, images: Tensor, sources: Sequence[Any], sizes: Sizes = None) -> list[list[Tensor]]:
         """One forward without a graph; a pyramid per source."""
         return self.watch(images, sources, sizes)
 
-    def watch(self, images: Tensor, sources: Sequence[Any], sizes=None) -> list[list[Tensor]]:
+    def watch(self, images: Tensor, sources: Sequence[Any], sizes: Sizes = None) -> list[list[Tensor]]:
         """As :meth:`pyramids`, keeping the graph to ``images`` (the attack's way in)."""
         self.net.eval()
         if self.convert is not None:
@@ -96,7 +100,11 @@ class FrozenTeacher:
 
 
 def run_tapped(
-    net: nn.Module, sources: Sequence[Any], run: Callable[[], Any], images: Tensor, grid: tuple[int, int] | None
+    net: nn.Module,
+    sources: Sequence[Any],
+    run: Callable[[], Any],
+    images: Tensor,
+    grid: tuple[int, int] | None,
 ) -> list[list[Tensor]]:
     """One ``run()`` with every path source tapped; callable sources ``(net, images)`` run by themselves."""
     from contextlib import ExitStack

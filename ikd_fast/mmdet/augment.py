@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
+
+from ikd_fast.augment import AdaptiveFreqAug
+
 from mmcv.transforms import BaseTransform
 from mmdet.registry import MODELS, TRANSFORMS
 from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import HorizontalBoxes
-from torch import Tensor, nn
-
-from ikd_fast.augment import AdaptiveFreqAug
 
 from .preprocessor import build_augment, plan_samples
 from .progress import Progress, SharedEpoch
@@ -44,11 +45,17 @@ class AdaptiveFreqAugTransform(BaseTransform):
         ignore = torch.as_tensor(np.asarray(results.get("gt_ignore_flags", np.zeros(len(boxes), bool)), bool))
         scale = tuple(float(v) for v in results.get("scale_factor", (1.0, 1.0))[:2])
         plan = self.augment.plan(
-            [boxes], [image.shape[:2]], [image_key(results)], self._epoch.require("AdaptiveFreqAug"), scale=[scale], ignore=[ignore]
+            [boxes],
+            [image.shape[:2]],
+            [image_key(results)],
+            self._epoch.require("AdaptiveFreqAug"),
+            scale=[scale],
+            ignore=[ignore],
         )
         target = {"boxes": boxes, "labels": torch.zeros(len(boxes), dtype=torch.long), "ignore": ignore}
         images, _ = self.augment.apply([torch.from_numpy(np.ascontiguousarray(image))], [target], plan)
-        x0, y0, x1, y1 = window = tuple(int(v) for v in plan.window[0])
+        x0, y0, x1, y1 = (int(v) for v in plan.window[0])
+        window = (x0, y0, x1, y1)
         flip = bool(plan.flip[0])
         moved = clip_boxes(boxes, window, flip)
         keep = ((moved[:, 2] > moved[:, 0]) & (moved[:, 3] > moved[:, 1])).numpy()
@@ -95,11 +102,16 @@ class AdaptiveFreqAugBatch(nn.Module):
     def set_progress(self, epoch: int, step: int) -> None:
         self.progress.epoch, self.progress.step = epoch, step
 
-    def forward(self, inputs: Tensor, data_samples: list[DetDataSample]) -> tuple[Tensor, list[DetDataSample]]:
+    def forward(
+        self, inputs: Tensor, data_samples: list[DetDataSample]
+    ) -> tuple[Tensor, list[DetDataSample]]:
         host = [sample.cpu() for sample in data_samples]
-        sizes = [tuple(int(v) for v in sample.metainfo["img_shape"][:2]) for sample in host]
+        sizes = [(int(h), int(w)) for h, w in (sample.metainfo["img_shape"][:2] for sample in host)]
         keys = [image_key(sample.metainfo) for sample in host]
         plan = plan_samples(self.augment, host, sizes, keys, self.progress.require_epoch("AdaptiveFreqAug"))
-        targets = [{"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.long), "size": size} for size in sizes]
+        targets = [
+            {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.long), "size": size}
+            for size in sizes
+        ]
         images, _ = self.augment.apply(inputs, targets, plan)
         return images, [crop_sample(sample, plan, i) for i, sample in enumerate(data_samples)]

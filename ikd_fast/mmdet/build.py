@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mmdet.registry import MODELS
-from mmengine.config import Config, ConfigDict
-from mmengine.runner import CheckpointLoader
 from torch import nn
 
 from ikd_fast.distill import FrozenTeacher, Renormalize, load_strict, read_weights
 from ikd_fast.pixels import PixelUnits
+
+from mmdet.registry import MODELS
+from mmengine.config import Config, ConfigDict
+from mmengine.runner import CheckpointLoader
 
 PACKAGE = "ikd_fast::"
 
@@ -30,7 +31,11 @@ def resolve_path(path: str, folder: str) -> str:
         root = Path(__file__).parents[1] / folder
     found = root / path.removeprefix(PACKAGE)
     if not found.exists():
-        have = sorted(str(p.relative_to(root)) for p in root.rglob("*") if p.is_file() and p.suffix in (".py", ".safetensors", ".json"))
+        have = sorted(
+            str(p.relative_to(root))
+            for p in root.rglob("*")
+            if p.is_file() and p.suffix in (".py", ".safetensors", ".json")
+        )
         raise FileNotFoundError(f"{path}: ikd_fast ships no such file; it ships {have}")
     return str(found)
 
@@ -46,11 +51,15 @@ def model_config(config: str | Path | Mapping[str, Any]) -> dict[str, Any]:
         else:
             path = resolve_path(path, "configs")
             if not Path(path).exists():
-                raise FileNotFoundError(f"teacher_config: no file {path} (relative to {Path.cwd()}); mmdet's own are written 'mmdet::retinanet/...'")
+                raise FileNotFoundError(
+                    f"teacher_config: no file {path} (relative to {Path.cwd()}); mmdet's own are written 'mmdet::retinanet/...'"
+                )
             config = Config.fromfile(path)
     model = config.get("model", config) if isinstance(config, Mapping) or hasattr(config, "get") else None
     if not isinstance(model, Mapping) or "type" not in model:
-        raise TypeError(f"expected a config file, a Config with 'model', or a model dict with 'type', got {config!r:.200}")
+        raise TypeError(
+            f"expected a config file, a Config with 'model', or a model dict with 'type', got {config!r:.200}"
+        )
     return Config(dict(model=model)).to_dict()["model"]
 
 
@@ -68,11 +77,18 @@ def preprocessor_facts(config: Mapping[str, Any]) -> tuple[PixelUnits, bool, int
 def build_detector(config: Mapping[str, Any]) -> nn.Module:
     """The detector alone: its data preprocessor is somebody else's job."""
     # Heads read test_cfg by attribute.
-    return MODELS.build(ConfigDict({key: value for key, value in config.items() if key != "data_preprocessor"}))
+    return MODELS.build(
+        ConfigDict({key: value for key, value in config.items() if key != "data_preprocessor"})
+    )
 
 
 def build_teacher(
-    config: Mapping[str, Any], checkpoint: str | None, convert: Renormalize, call: Any, *, allow_random: bool = False
+    config: Mapping[str, Any],
+    checkpoint: str | None,
+    convert: Renormalize,
+    call: Any,
+    *,
+    allow_random: bool = False,
 ) -> FrozenTeacher:
     """The teacher with every weight loaded, or an error listing what does not fit."""
     net = build_detector(without_init(config))

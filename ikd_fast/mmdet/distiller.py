@@ -6,16 +6,24 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mmdet.registry import MODELS
-from mmengine.logging import print_log
-from mmengine.model import BaseModel
 from torch import Tensor, nn
 
 from ikd_fast.attack import OnlineDIFGSM
 from ikd_fast.augment import AugPlan
 from ikd_fast.distill import IKD, Renormalize, StepBatch
 
-from .build import build_detector, build_teacher, common_divisor, model_config, num_classes, preprocessor_facts
+from mmdet.registry import MODELS
+from mmengine.logging import print_log
+from mmengine.model import BaseModel
+
+from .build import (
+    build_detector,
+    build_teacher,
+    common_divisor,
+    model_config,
+    num_classes,
+    preprocessor_facts,
+)
 from .preprocessor import IKDDetDataPreprocessor
 from .progress import Progress
 from .registry import KD_LOSSES
@@ -71,7 +79,9 @@ class IKDDistiller(BaseModel):
         t_units, t_turned, t_divisor = preprocessor_facts(teacher_cfg)
         lifted = lift_preprocessor(student_cfg, augment, common_divisor(divisor, t_divisor))
         super().__init__(data_preprocessor=lifted, init_cfg=init_cfg)
-        call = forward_for([features, *(loss.get("source", "neck") for loss in losses if isinstance(loss, Mapping))])
+        call = forward_for(
+            [features, *(loss.get("source", "neck") for loss in losses if isinstance(loss, Mapping))]
+        )
         convert = Renormalize(units, t_units, flip_channels=turned != t_turned)
         teacher = build_teacher(teacher_cfg, teacher_ckpt, convert, call, allow_random=allow_random_teacher)
         adv = dict(adv or {})
@@ -108,7 +118,7 @@ class IKDDistiller(BaseModel):
             _check_classes(detector, teacher.net)
 
     @property
-    def student(self) -> nn.Module:
+    def student(self) -> Any:
         return self.ikd.student
 
     def is_active(self) -> bool:
@@ -151,7 +161,9 @@ class IKDDistiller(BaseModel):
         if mode != "loss":
             return self.student(inputs, data_samples, mode)
         if geo is None or image_keys is None:
-            raise ValueError("mode='loss' needs what IKDDetDataPreprocessor returns; call model.train_step(data, optim_wrapper)")
+            raise ValueError(
+                "mode='loss' needs what IKDDetDataPreprocessor returns; call model.train_step(data, optim_wrapper)"
+            )
         targets = to_targets(data_samples)
         batch = StepBatch(
             clean=inputs,
@@ -175,7 +187,7 @@ class IKDDistiller(BaseModel):
         self._extras = {}
         return result
 
-    def _task(self, net: nn.Module, images: Tensor, samples: Any) -> dict[str, Tensor]:
+    def _task(self, net: Any, images: Tensor, samples: Any) -> dict[str, Tensor]:
         """The detector's losses as scalars, by their own names; what is not a loss is kept for the log."""
         terms = {}
         for name, value in net.loss(images, samples).items():
@@ -192,9 +204,18 @@ class IKDDistiller(BaseModel):
 
     def describe(self) -> str:
         """What is distilled into what, in a few lines."""
-        lines = [f"teacher {self.ikd.teacher!r}", f"student {type(self.student).__name__}", f"beta {self.ikd.beta:g}, {self.ikd.attack!r}"]
-        lines += [f"loss {name}: {loss!r}".splitlines()[0] for name, loss in zip(self.ikd._names, self.ikd.losses, strict=True)]
-        return "\n".join([*lines, f"augment {self.data_preprocessor.augment!r}", f"stop {self.ikd.stop_at!r}"])
+        lines = [
+            f"teacher {self.ikd.teacher!r}",
+            f"student {type(self.student).__name__}",
+            f"beta {self.ikd.beta:g}, {self.ikd.attack!r}",
+        ]
+        lines += [
+            f"loss {name}: {loss!r}".splitlines()[0]
+            for name, loss in zip(self.ikd._names, self.ikd.losses, strict=True)
+        ]
+        return "\n".join(
+            [*lines, f"augment {self.data_preprocessor.augment!r}", f"stop {self.ikd.stop_at!r}"]
+        )
 
 
 def lift_preprocessor(config: Mapping[str, Any], augment: Any, divisor: int) -> dict[str, Any]:
@@ -235,9 +256,15 @@ def inherit(student: nn.Module, teacher: nn.Module) -> None:
     chosen = {k: v for k, v in teacher.state_dict().items() if not k.startswith("backbone.")}
     wrong = [k for k, v in chosen.items() if k not in own or own[k].shape != v.shape]
     if wrong:
-        raise ValueError(f"init_student=True needs the same neck and head in both nets; {len(wrong)} weights differ: {', '.join(wrong[:8])}")
+        raise ValueError(
+            f"init_student=True needs the same neck and head in both nets; {len(wrong)} weights differ: {', '.join(wrong[:8])}"
+        )
     student.load_state_dict(chosen, strict=False)
-    print_log(f"ikd_fast: {len(chosen)} weights of neck and head taken from the teacher", logger="current", level=logging.INFO)
+    print_log(
+        f"ikd_fast: {len(chosen)} weights of neck and head taken from the teacher",
+        logger="current",
+        level=logging.INFO,
+    )
 
 
 def _check_classes(student: nn.Module, teacher: nn.Module) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from mmdet.registry import HOOKS
@@ -37,7 +38,9 @@ class IKDHook(Hook):
         for part in self._parts:
             part.set_progress(_epoch(runner), runner.iter)
 
-    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
         # An iteration-based loop has one "epoch": loader transforms follow the sampler's passes.
         if _epoch(runner) != self._told:
             self._announce(runner)
@@ -66,12 +69,16 @@ def _model(runner: Runner) -> Any:
 
 def _epoch(runner: Runner) -> int:
     """The sampler's pass: the loop's epoch, or images seen over images there are."""
-    if getattr(runner.train_loop, "_by_epoch", True) and runner.max_epochs and type(runner.train_loop).__name__ != "IterBasedTrainLoop":
+    if (
+        getattr(runner.train_loop, "_by_epoch", True)
+        and runner.max_epochs
+        and type(runner.train_loop).__name__ != "IterBasedTrainLoop"
+    ):
         return runner.epoch
     return runner.iter // max(1, len(runner.train_dataloader))
 
 
-def _transforms(dataset: Any):
+def _transforms(dataset: Any) -> Iterator[Any]:
     """Every transform with ``set_epoch`` below a data set, whatever wraps it."""
     for name in ("dataset", "datasets"):
         inner = getattr(dataset, name, None)
@@ -81,7 +88,7 @@ def _transforms(dataset: Any):
     yield from _nested(getattr(pipeline, "transforms", pipeline if isinstance(pipeline, list) else []))
 
 
-def _nested(transforms: Any):
+def _nested(transforms: Any) -> Iterator[Any]:
     for transform in transforms:
         if hasattr(transform, "set_epoch"):
             yield transform

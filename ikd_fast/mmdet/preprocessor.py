@@ -6,13 +6,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from mmdet.models.data_preprocessors import DetDataPreprocessor
-from mmdet.registry import MODELS
-from mmdet.structures import DetDataSample
 from torch import Tensor
 
 from ikd_fast.augment import AdaptiveFreqAug, AugPlan, execute
 from ikd_fast.pixels import PixelUnits
+
+from mmdet.models.data_preprocessors import DetDataPreprocessor
+from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample
 
 from .progress import Progress
 from .samples import box_tensor, crop_sample, image_key
@@ -66,7 +67,13 @@ class IKDDetDataPreprocessor(DetDataPreprocessor):
         self._check_labels(samples)
         plan = None
         if self.augment is not None and self.is_active():
-            plan = plan_samples(self.augment, samples, [tuple(image.shape[-2:]) for image in data["inputs"]], keys, self._epoch())
+            plan = plan_samples(
+                self.augment,
+                samples,
+                [tuple(image.shape[-2:]) for image in data["inputs"]],
+                keys,
+                self._epoch(),
+            )
             data = {
                 **data,
                 "inputs": [crop_image(image, plan, i) for i, image in enumerate(data["inputs"])],
@@ -102,14 +109,20 @@ class IKDDetDataPreprocessor(DetDataPreprocessor):
             return
         for sample in samples:
             labels = sample.gt_instances.labels
-            if labels.device.type == "cpu" and len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.num_classes:
+            if (
+                labels.device.type == "cpu"
+                and len(labels)
+                and not 0 <= int(labels.min()) <= int(labels.max()) < self.num_classes
+            ):
                 raise ValueError(
                     f"{sample.metainfo.get('img_path', 'an image')} has class ids {sorted(set(labels.tolist()))}, but the teacher has "
                     f"{self.num_classes} classes (0..{self.num_classes - 1}); give the classes the teacher was trained on in metainfo"
                 )
 
 
-def build_augment(augment: AdaptiveFreqAug | Mapping[str, Any] | None, units: PixelUnits | None) -> AdaptiveFreqAug | None:
+def build_augment(
+    augment: AdaptiveFreqAug | Mapping[str, Any] | None, units: PixelUnits | None
+) -> AdaptiveFreqAug | None:
     """From a config dict, with the scale of the images filled in unless it says one itself."""
     if augment is None or isinstance(augment, AdaptiveFreqAug):
         return augment
@@ -118,7 +131,9 @@ def build_augment(augment: AdaptiveFreqAug | Mapping[str, Any] | None, units: Pi
     if kind not in ("AdaptiveFreqAug", AdaptiveFreqAug):
         raise ValueError(f"augment must be dict(type='AdaptiveFreqAug', ...), got type={kind!r}")
     if units is not None and not {"value_range", "mean", "std"} & kwargs.keys():
-        kwargs.update(value_range=units.value_range) if units.value_range else kwargs.update(mean=units.mean, std=units.std)
+        kwargs.update(value_range=units.value_range) if units.value_range else kwargs.update(
+            mean=units.mean, std=units.std
+        )
     return AdaptiveFreqAug(**kwargs)
 
 
@@ -130,7 +145,11 @@ def reversed_units(units: PixelUnits) -> PixelUnits:
 
 
 def plan_samples(
-    augment: AdaptiveFreqAug, samples: list[DetDataSample], sizes: list[tuple[int, int]], keys: list[int], epoch: int
+    augment: AdaptiveFreqAug,
+    samples: list[DetDataSample],
+    sizes: list[tuple[int, int]],
+    keys: list[int],
+    epoch: int,
 ) -> AugPlan:
     """Plan from ground truth; crowd and ignored boxes are in ``ignored_instances`` and do not count."""
     return augment.plan(
@@ -138,7 +157,9 @@ def plan_samples(
         sizes,
         keys,
         epoch,
-        scale=[tuple(float(v) for v in sample.metainfo.get("scale_factor", (1.0, 1.0))[:2]) for sample in samples],
+        scale=[
+            tuple(float(v) for v in sample.metainfo.get("scale_factor", (1.0, 1.0))[:2]) for sample in samples
+        ],
     )
 
 

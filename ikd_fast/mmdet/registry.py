@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from mmdet.registry import MODELS
-from mmengine.registry import Registry
+from typing import Any
 
 from ikd_fast.losses.base import KDLoss
 from ikd_fast.losses.registry import build_loss, loss_class, loss_names
 
+from mmdet.registry import MODELS
+from mmengine.registry import Registry
 
-def _build(cfg: dict, registry: Registry, *args, **kwargs) -> KDLoss:
+
+def _build(cfg: dict, registry: Registry, *args: Any, **kwargs: Any) -> KDLoss:
     """A loss registered here wins; every other name is the library's, with its list of valid ones in the error."""
     cfg = {key: value for key, value in cfg.items() if key != "_scope_"}
     kind = cfg.get("type")
@@ -19,7 +21,9 @@ def _build(cfg: dict, registry: Registry, *args, **kwargs) -> KDLoss:
     return build_loss(cfg)
 
 
-KD_LOSSES = Registry("kd_loss", build_func=_build, parent=MODELS, scope="ikd_fast", locations=["ikd_fast.losses"])
+KD_LOSSES = Registry(
+    "kd_loss", build_func=_build, parent=MODELS, scope="ikd_fast", locations=["ikd_fast.losses"]
+)
 
 for _name in loss_names():
     KD_LOSSES.register_module(name=_name, module=loss_class(_name))

@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmdet.structures import DetDataSample
-from mmdet.structures.bbox import BaseBoxes, HorizontalBoxes
-from mmengine.structures import InstanceData, PixelData
 from torch import Tensor
 
 from ikd_fast.augment import AugPlan
 from ikd_fast.kernels.reference.philox import stable_id
+
+from mmdet.structures import DetDataSample
+from mmdet.structures.bbox import BaseBoxes, HorizontalBoxes
+from mmengine.structures import InstanceData, PixelData
 
 
 def image_key(meta: dict[str, Any]) -> int:
@@ -59,7 +60,11 @@ def from_targets(targets: Sequence[dict[str, Any]], input_shape: tuple[int, int]
         h, w = target["size"]
         sample = DetDataSample(
             metainfo=dict(
-                img_shape=(h, w), ori_shape=(h, w), pad_shape=input_shape, batch_input_shape=input_shape, scale_factor=(1.0, 1.0)
+                img_shape=(h, w),
+                ori_shape=(h, w),
+                pad_shape=input_shape,
+                batch_input_shape=input_shape,
+                scale_factor=(1.0, 1.0),
             )
         )
         sample.gt_instances = InstanceData(bboxes=target["boxes"], labels=target["labels"])
@@ -80,11 +85,14 @@ def crop_sample(sample: DetDataSample, plan: AugPlan, i: int) -> DetDataSample:
         if name in sample:
             out.set_field(_crop_instances(sample.get(name), (x0, y0, x1, y1), flip), name, InstanceData)
     if "proposals" in sample:
-        raise ValueError("AdaptiveFreqAug moves gt_instances and ignored_instances, not precomputed proposals: remove them")
+        raise ValueError(
+            "AdaptiveFreqAug moves gt_instances and ignored_instances, not precomputed proposals: remove them"
+        )
     if "gt_sem_seg" in sample:
         cut = {key: value[..., y0:y1, x0:x1] for key, value in sample.gt_sem_seg.items()}
         out.gt_sem_seg = PixelData(
-            metainfo=sample.gt_sem_seg.metainfo, **{key: value.flip(-1) if flip else value for key, value in cut.items()}
+            metainfo=sample.gt_sem_seg.metainfo,
+            **{key: value.flip(-1) if flip else value for key, value in cut.items()},
         )
     out.set_metainfo({"img_shape": size, "ikd_window": (x0, y0, x1, y1)})
     if flip:
@@ -117,7 +125,8 @@ def clip_boxes(boxes: Tensor, window: tuple[int, int, int, int], flip: bool) -> 
     w, h = x1 - x0, y1 - y0
     moved = boxes - boxes.new_tensor([x0, y0, x0, y0])
     moved = torch.stack(
-        [moved[:, 0].clamp(0, w), moved[:, 1].clamp(0, h), moved[:, 2].clamp(0, w), moved[:, 3].clamp(0, h)], dim=1
+        [moved[:, 0].clamp(0, w), moved[:, 1].clamp(0, h), moved[:, 2].clamp(0, w), moved[:, 3].clamp(0, h)],
+        dim=1,
     )
     if flip:
         moved = torch.stack([w - moved[:, 2], moved[:, 1], w - moved[:, 0], moved[:, 3]], dim=1)

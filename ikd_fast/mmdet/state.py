@@ -43,7 +43,9 @@ def import_keys(state: Any, prefix: str, ikd: nn.Module) -> None:
         )
     absent = sorted(k for k in losses if KD_PREFIX + k not in names)
     if absent and len(absent) < len(losses):
-        raise ValueError(f"the checkpoint lacks {len(absent)} of {len(losses)} weights of the losses, e.g. {absent[:3]}")
+        raise ValueError(
+            f"the checkpoint lacks {len(absent)} of {len(losses)} weights of the losses, e.g. {absent[:3]}"
+        )
     for name in names:
         value = state.pop(prefix + name)
         home = _HOME + name.removeprefix(KD_PREFIX) if name.startswith(KD_PREFIX) else _STUDENT + name

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from .samples import from_targets
 
@@ -17,7 +17,7 @@ class MMDetVictim:
     unless ``include_rpn``. The value couples images only through a positive normaliser, which does not change a sign step.
     """
 
-    def __init__(self, detector: nn.Module, *, include_rpn: bool = False) -> None:
+    def __init__(self, detector: Any, *, include_rpn: bool = False) -> None:
         self.detector = detector
         self.include_rpn = include_rpn
 
@@ -34,5 +34,7 @@ def class_loss(losses: Mapping[str, Any], *, include_rpn: bool = False) -> Tenso
             continue
         total = total + (sum(v.sum() for v in value) if isinstance(value, (list, tuple)) else value.sum())
     if not isinstance(total, Tensor):
-        raise ValueError(f"the teacher gives no classification loss to attack: its losses are {sorted(losses)}; use objective='feature'")
+        raise ValueError(
+            f"the teacher gives no classification loss to attack: its losses are {sorted(losses)}; use objective='feature'"
+        )
     return total

@@ -89,7 +89,9 @@ def test_iterations_equal_an_independent_numpy_loop(momentum):
 @pytest.mark.parametrize("eps", [1.0, 8.0])
 def test_ball_range_and_strength(mode, eps):
     net, x = conv_net(), pixels()
-    attack = OnlineDIFGSM(mode, eps=eps, step_size=None if mode != "iterative" else eps / 4, value_range=(0, 255))
+    attack = OnlineDIFGSM(
+        mode, eps=eps, step_size=None if mode != "iterative" else eps / 4, value_range=(0, 255)
+    )
     out = attack(per_image_loss(net), x, image_ids=[3, 4], epoch=0)
     # Half an ulp of 255 in float32 (1.5e-5) is all that rounding x + delta may add.
     assert float((out.images - x).abs().max()) <= eps + 1.6e-5
@@ -97,7 +99,9 @@ def test_ball_range_and_strength(mode, eps):
     assert float(out.images.max()) <= 255
     before, after = per_image_loss(net)(x, None), per_image_loss(net)(out.images, None)
     if mode != "random_sign":
-        control = OnlineDIFGSM("random_sign", eps=eps, value_range=(0, 255))(None, x, image_ids=[3, 4], epoch=0)
+        control = OnlineDIFGSM("random_sign", eps=eps, value_range=(0, 255))(
+            None, x, image_ids=[3, 4], epoch=0
+        )
         noise_gain = (per_image_loss(net)(control.images, None) - before).abs()
         assert bool((after - before > 3 * noise_gain).all())
 
@@ -114,7 +118,9 @@ def test_uint8_range_unit_range_and_normalised_images_get_the_same_perturbation(
     for name, (units, images, to_pixels) in scales.items():
         for mode in ("iterative", "single"):
             attack = OnlineDIFGSM(mode, diversity_prob=0, **units)
-            out = attack(lambda v, y, f=to_pixels: per_image_loss(net)(f(v), y), images, image_ids=[0, 1], epoch=2)
+            out = attack(
+                lambda v, y, f=to_pixels: per_image_loss(net)(f(v), y), images, image_ids=[0, 1], epoch=2
+            )
             deltas[name, mode] = to_pixels(out.images) - x
     for mode in ("iterative", "single"):
         for name in ("1", "norm"):
@@ -135,7 +141,12 @@ def test_zero_gradient_gives_the_clean_image(mode):
 def test_nonfinite_gradient_is_counted_and_spreads_nowhere():
     x = pixels(2)
     attack = OnlineDIFGSM("iterative", diversity_prob=0, value_range=(0, 255))
-    out = attack(lambda v, y: torch.stack([(v[0] - v[0].detach()).sqrt().sum(), v[1].sum()]), x, image_ids=[0, 1], epoch=0)
+    out = attack(
+        lambda v, y: torch.stack([(v[0] - v[0].detach()).sqrt().sum(), v[1].sum()]),
+        x,
+        image_ids=[0, 1],
+        epoch=0,
+    )
     assert out.nonfinite.tolist() == [True, False]
     assert bool(out.images.isfinite().all())
     assert torch.equal(out.images[0], x[0])
@@ -154,7 +165,9 @@ def test_an_image_gets_the_same_delta_in_any_batch(mode):
     net, x = conv_net(), pixels(5)
     attack = OnlineDIFGSM(mode, value_range=(0, 255), seed=9)
     together = attack(per_image_loss(net), x, image_ids=list("abcde"), epoch=4)
-    alone = torch.cat([attack(per_image_loss(net), x[i : i + 1], image_ids=["abcde"[i]], epoch=4).images for i in range(5)])
+    alone = torch.cat(
+        [attack(per_image_loss(net), x[i : i + 1], image_ids=["abcde"[i]], epoch=4).images for i in range(5)]
+    )
     swapped = attack(per_image_loss(net), x.flip(0), image_ids=list("edcba"), epoch=4).images.flip(0)
     # Convolutions of another batch size add in another order: a sign at the noise level may differ.
     assert float((together.images != alone).float().mean()) < 0.005
@@ -180,7 +193,9 @@ def test_padding_is_never_touched():
     x[0, :, :, 10:] = 0
     targets = [dict(size=(9, 10)), dict(size=(12, 14))]
     for mode in ("iterative", "single", "random_sign"):
-        out = OnlineDIFGSM(mode, value_range=(0, 255), diversity_prob=1)(per_image_loss(conv_net()), x, targets, image_ids=[0, 1], epoch=0)
+        out = OnlineDIFGSM(mode, value_range=(0, 255), diversity_prob=1)(
+            per_image_loss(conv_net()), x, targets, image_ids=[0, 1], epoch=0
+        )
         assert float(out.delta[0, :, 9:].abs().sum()) == 0
         assert float(out.delta[0, :, :, 10:].abs().sum()) == 0
         assert float(out.delta[0, :, :9, :10].abs().max()) > 1
@@ -188,7 +203,9 @@ def test_padding_is_never_touched():
 
 def test_feature_objective_raises_the_relative_distance():
     net, x = conv_net(), pixels()
-    out = OnlineDIFGSM("iterative", objective="feature", diversity_prob=0, value_range=(0, 255))(net, x, image_ids=[0, 1], epoch=0)
+    out = OnlineDIFGSM("iterative", objective="feature", diversity_prob=0, value_range=(0, 255))(
+        net, x, image_ids=[0, 1], epoch=0
+    )
     control = OnlineDIFGSM("random_sign", value_range=(0, 255))(None, x, image_ids=[0, 1], epoch=0)
 
     def distance(images):
@@ -207,8 +224,12 @@ def test_classifier_targeted_and_untargeted():
     x, y = pixels(4) / 255, torch.tensor([0, 1, 2, 3])
     victim = lambda v, t: F.cross_entropy(net(v), t, reduction="none")  # noqa: E731
     before = victim(x, y)
-    up = OnlineDIFGSM("iterative", value_range=(0, 1), diversity_prob=0)(victim, x, y, image_ids=range(4), epoch=0)
-    down = OnlineDIFGSM("iterative", value_range=(0, 1), diversity_prob=0, targeted=True)(victim, x, y, image_ids=range(4), epoch=0)
+    up = OnlineDIFGSM("iterative", value_range=(0, 1), diversity_prob=0)(
+        victim, x, y, image_ids=range(4), epoch=0
+    )
+    down = OnlineDIFGSM("iterative", value_range=(0, 1), diversity_prob=0, targeted=True)(
+        victim, x, y, image_ids=range(4), epoch=0
+    )
     assert bool((victim(up.images, y) > before).all())
     assert bool((victim(down.images, y) < before).all())
 
@@ -221,7 +242,9 @@ def test_custom_objective_sees_features_and_batch():
         calls.append((len(features), batch.step, batch.images.requires_grad, batch.clean.requires_grad))
         return features[0].flatten(1).sum(1)
 
-    out = OnlineDIFGSM("iterative", steps=2, objective=objective, value_range=(0, 255))(net, x, image_ids=[0, 1], epoch=0)
+    out = OnlineDIFGSM("iterative", steps=2, objective=objective, value_range=(0, 255))(
+        net, x, image_ids=[0, 1], epoch=0
+    )
     assert calls == [(1, 0, True, False), (1, 1, True, False)]
     assert bool((net(out.images).flatten(1).sum(1) > net(x).flatten(1).sum(1)).all())
 
@@ -237,7 +260,9 @@ def test_inputs_are_left_alone_and_no_graph_remains():
 
 def test_half_precision_images_stay_half():
     net, x = conv_net(), pixels()
-    out = OnlineDIFGSM("single", value_range=(0, 255))(per_image_loss(net), x.bfloat16(), image_ids=[0, 1], epoch=0)
+    out = OnlineDIFGSM("single", value_range=(0, 255))(
+        per_image_loss(net), x.bfloat16(), image_ids=[0, 1], epoch=0
+    )
     assert out.images.dtype == torch.bfloat16
     # bfloat16 keeps 8 bits: up to half a grey level of rounding beyond the ball at 128..255.
     assert float((out.images.float() - x.bfloat16().float()).abs().max()) <= 8.5
@@ -287,7 +312,9 @@ def test_wrong_calls():
 
 def test_units_of_the_call_win():
     x = pixels() / 255
-    out = OnlineDIFGSM("random_sign")(None, x, image_ids=[0, 1], epoch=0, units=PixelUnits(value_range=(0, 1)))
+    out = OnlineDIFGSM("random_sign")(
+        None, x, image_ids=[0, 1], epoch=0, units=PixelUnits(value_range=(0, 1))
+    )
     assert float(out.delta.abs().max()) == pytest.approx(8 / 255, abs=1e-7)
 
 

@@ -13,7 +13,12 @@ from ikd_fast.kernels.reference.philox import Stream, draw
 
 @pytest.mark.parametrize(
     ("frame", "window"),
-    [((24, 32), (3, 2, 28, 21)), ((24, 32), (0, 0, 31, 23)), ((17, 19), (1, 4, 15, 13)), ((24, 32), (31, 23, 1, 1))],
+    [
+        ((24, 32), (3, 2, 28, 21)),
+        ((24, 32), (0, 0, 31, 23)),
+        ((17, 19), (1, 4, 15, 13)),
+        ((24, 32), (31, 23, 1, 1)),
+    ],
 )
 def test_pixels_equal_interpolate(frame, window):
     x = torch.rand(1, 3, 24, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -39,7 +44,9 @@ def test_whole_frame_is_left_bit_for_bit():
 def test_adjoint_by_gradcheck():
     x = torch.rand(2, 2, 6, 7, dtype=torch.float64, requires_grad=True)
     frames, windows = torch.tensor([[6, 7], [5, 6]]), torch.tensor([[1, 0, 5, 5], [0, 1, 6, 4]])
-    assert torch.autograd.gradcheck(lambda v: input_diversity(v, frames, windows, torch.zeros(())), (x,), atol=1e-9)
+    assert torch.autograd.gradcheck(
+        lambda v: input_diversity(v, frames, windows, torch.zeros(())), (x,), atol=1e-9
+    )
     # Linear map: <T x, y> = <x, T' y> with fill 0.
     y = torch.rand(2, 2, 6, 7, dtype=torch.float64)
     out = input_diversity(x, frames, windows, torch.zeros(()))
@@ -80,7 +87,9 @@ def test_draws_by_hand_and_their_range():
 
 
 def test_one_draw_per_batch_when_asked():
-    view = draw_diversity([(100, 200)] * 4, [7, 8, 9, 10], step=0, epoch=0, seed=0, prob=1.0, rate=0.5, per_batch=True)
+    view = draw_diversity(
+        [(100, 200)] * 4, [7, 8, 9, 10], step=0, epoch=0, seed=0, prob=1.0, rate=0.5, per_batch=True
+    )
     assert len(set(view.windows)) == 1
     other = draw_diversity([(100, 200)] * 4, [7, 8, 9, 10], step=0, epoch=0, seed=0, prob=1.0, rate=0.5)
     assert len(set(other.windows)) == 4

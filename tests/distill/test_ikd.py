@@ -6,11 +6,21 @@ import copy
 
 import pytest
 import torch
-from tests.distill.nets import Net, batch, class_loss
 from torch import nn
 
-from ikd_fast import IKD, AdaptiveFreqAug, AdvFeatureLoss, FGDLoss, FrozenTeacher, KDLoss, MGDLoss, OnlineDIFGSM, PixelUnits
+from ikd_fast import (
+    IKD,
+    AdaptiveFreqAug,
+    AdvFeatureLoss,
+    FGDLoss,
+    FrozenTeacher,
+    KDLoss,
+    MGDLoss,
+    OnlineDIFGSM,
+    PixelUnits,
+)
 from ikd_fast.distill import Renormalize
+from tests.distill.nets import Net, batch, class_loss
 
 UNITS = PixelUnits(value_range=(0, 1))
 
@@ -18,16 +28,19 @@ UNITS = PixelUnits(value_range=(0, 1))
 def make(student=None, teacher=None, **kwargs):
     torch.manual_seed(0)
     student, teacher = student or Net(), teacher or Net()
-    kwargs = dict(
-        losses=[FGDLoss(alpha=1e-2, beta=5e-3, gamma=1e-2, lambda_=1e-3)],
-        attack=OnlineDIFGSM("single"),
-        augment=AdaptiveFreqAug(value_range=(0, 1), noise_prob=1.0),
-        victim=lambda x, y: class_loss(teacher, x, y),
-        units=UNITS,
-        example=torch.zeros(1, 3, 64, 64),
-        task_loss=class_loss,
-        beta=1e-3,
-    ) | kwargs
+    kwargs = (
+        dict(
+            losses=[FGDLoss(alpha=1e-2, beta=5e-3, gamma=1e-2, lambda_=1e-3)],
+            attack=OnlineDIFGSM("single"),
+            augment=AdaptiveFreqAug(value_range=(0, 1), noise_prob=1.0),
+            victim=lambda x, y: class_loss(teacher, x, y),
+            units=UNITS,
+            example=torch.zeros(1, 3, 64, 64),
+            task_loss=class_loss,
+            beta=1e-3,
+        )
+        | kwargs
+    )
     return IKD(student, teacher, **kwargs)
 
 
@@ -45,13 +58,25 @@ def test_total_is_the_sum_of_its_terms_and_each_is_what_it_says():
     student, teacher = ikd.student, ikd.teacher.net
     with torch.no_grad():
         torch.testing.assert_close(out.terms["task/task"], class_loss(student, images, targets))
-        gap = sum((s - t).double().square().sum() for s, t in zip(student.extract(images), teacher.extract(images), strict=True)) / 3
+        gap = (
+            sum(
+                (s - t).double().square().sum()
+                for s, t in zip(student.extract(images), teacher.extract(images), strict=True)
+            )
+            / 3
+        )
         torch.testing.assert_close(out.terms["kd/mimic"].double(), gap, rtol=1e-5, atol=0)
     x_adv = OnlineDIFGSM("single", value_range=(0, 1))(
         lambda x, y: class_loss(teacher, x, y), images, targets, image_ids=range(3), epoch=0
     ).images
     with torch.no_grad():
-        gap = sum((s - t).double().square().sum() for s, t in zip(student.extract(x_adv), teacher.extract(x_adv), strict=True)) / 3
+        gap = (
+            sum(
+                (s - t).double().square().sum()
+                for s, t in zip(student.extract(x_adv), teacher.extract(x_adv), strict=True)
+            )
+            / 3
+        )
     torch.testing.assert_close(out.terms["kd/adv"].double(), 1e-3 * gap, rtol=1e-5, atol=0)
 
 
@@ -110,7 +135,9 @@ def test_teacher_is_unchanged_ungraded_and_nowhere_in_the_state():
     assert not ours & {id(p) for p in teacher.parameters()}
     names = list(ikd.state_dict())
     assert {n.split(".")[0] for n in names} == {"student", "losses"}
-    assert [n for n in names if n.startswith("student.")] == ["student." + n for n in ikd.student.state_dict()]
+    assert [n for n in names if n.startswith("student.")] == [
+        "student." + n for n in ikd.student.state_dict()
+    ]
     assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in ikd.student.neck.parameters())
 
 
@@ -154,7 +181,9 @@ def test_without_augment_and_attack_it_is_plain_distillation():
     assert out.plan is None
 
 
-@pytest.mark.parametrize(("rule", "last"), [(dict(epoch=2), (1, 19)), (dict(iter=15), (1, 14)), (0.5, (0, 9))])
+@pytest.mark.parametrize(
+    ("rule", "last"), [(dict(epoch=2), (1, 19)), (dict(iter=15), (1, 14)), (0.5, (0, 9))]
+)
 def test_stop_at_switches_everything_off_and_costs_nothing(rule, last):
     ikd = make(stop_at=rule, total_steps=20)
     epoch, step = last
@@ -168,7 +197,15 @@ def test_stop_at_switches_everything_off_and_costs_nothing(rule, last):
 
 def test_logs_hold_no_graph_and_no_key_that_trainers_sum():
     out = run(make())
-    assert {"kd/fgd.0", "kd/fgd.1", "share/kd/adv", "share/task", "aug/crop_frac", "aug/noise_frac", "attack/linf"} <= set(out.logs)
+    assert {
+        "kd/fgd.0",
+        "kd/fgd.1",
+        "share/kd/adv",
+        "share/task",
+        "aug/crop_frac",
+        "aug/noise_frac",
+        "attack/linf",
+    } <= set(out.logs)
     assert all("loss" not in key and not value.requires_grad for key, value in out.logs.items())
     assert float(out.logs["attack/linf"]) == pytest.approx(8, abs=1e-3)
     shares = sum(float(v) for k, v in out.logs.items() if k.startswith("share/"))
@@ -253,7 +290,13 @@ def test_own_loss_and_names_of_two_of_a_kind():
 
 
 def test_features_at_other_modules_and_call_order():
-    ikd = make(losses=[AdvFeatureLoss(source="head"), AdvFeatureLoss(source=["neck.lateral", "neck.down"], name="convs")], attack=None)
+    ikd = make(
+        losses=[
+            AdvFeatureLoss(source="head"),
+            AdvFeatureLoss(source=["neck.lateral", "neck.down"], name="convs"),
+        ],
+        attack=None,
+    )
     out = run(ikd)
     assert {"kd/adv_feature.0", "kd/adv_feature.1", "kd/convs.0", "kd/convs.1"} <= set(out.logs)
 
@@ -281,7 +324,9 @@ class HalfStride(nn.Module):
 def test_pyramids_that_do_not_match():
     with pytest.raises(ValueError, match=r"student has 2 levels \[\(16, 16\), \(8, 8\)\], teacher 3"):
         make(teacher=Net(neck=ThreeLevels))
-    with pytest.raises(ValueError, match=r"level 0 is \(16, 16\) in the student and \(8, 8\).*match='resize'"):
+    with pytest.raises(
+        ValueError, match=r"level 0 is \(16, 16\) in the student and \(8, 8\).*match='resize'"
+    ):
         make(teacher=Net(neck=HalfStride))
     out = run(make(teacher=Net(neck=HalfStride), match="resize"))
     assert bool(out.total.isfinite())

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.distill.nets import Net
 from torch import nn
 
 from ikd_fast import FrozenTeacher, PixelUnits
 from ikd_fast.distill import FeatureTap, Renormalize, StopAt, load_strict, read_weights, suspend_running_stats
+from tests.distill.nets import Net
 
 
 @pytest.fixture
@@ -27,7 +27,9 @@ def test_checkpoint_is_loaded_whole(weights, tmp_path):
 
 def test_half_precision_safetensors(weights, tmp_path):
     save = pytest.importorskip("safetensors.torch").save_file
-    save({k: v.half() if v.is_floating_point() else v for k, v in weights.items()}, tmp_path / "t.safetensors")
+    save(
+        {k: v.half() if v.is_floating_point() else v for k, v in weights.items()}, tmp_path / "t.safetensors"
+    )
     loaded = read_weights(tmp_path / "t.safetensors")
     for key, value in weights.items():
         # fp16 keeps 11 bits: 5e-4 relative.
@@ -76,13 +78,15 @@ def test_tap_forms():
     assert not any(m._forward_hooks for m in net.modules())
     with pytest.raises(RuntimeError, match=r"module 'bs.1' was not called"), tap.capture():
         net["bs"][0](x[0])
+    calls = [net["bs"][0], net["bs"][0], net["bs"][1]]
     with pytest.raises(RuntimeError, match=r"module 'bs.0' was called 2 times"), tap.capture():
-        net["bs"][0](x[0])
-        net["bs"][0](x[0])
-        net["bs"][1](x[0])
+        [module(x[0]) for module in calls]
     with pytest.raises(ValueError, match=r"no module 'cs.0'"):
         FeatureTap(net, "cs.{i}")
-    with pytest.raises(ValueError, match=r"L=12 do not fill a 3x3 grid; give token_grid"), FeatureTap(net, "a").capture():
+    with (
+        pytest.raises(ValueError, match=r"L=12 do not fill a 3x3 grid; give token_grid"),
+        FeatureTap(net, "a").capture(),
+    ):
         net["a"](torch.zeros(1, 12, 4))
 
 
@@ -114,7 +118,13 @@ def test_suspended_norms_use_batch_statistics():
 
 def test_schedule():
     assert StopAt(None).active(epoch=10**6, step=10**6)
-    assert [StopAt(0.5, total_steps=5).active(epoch=0, step=s) for s in range(5)] == [True, True, True, False, False]
-    for bad in (0, 1.5, True, dict(), dict(epoch=1, iter=2), dict(epoch=-1), "epoch"):
+    assert [StopAt(0.5, total_steps=5).active(epoch=0, step=s) for s in range(5)] == [
+        True,
+        True,
+        True,
+        False,
+        False,
+    ]
+    for bad in (0, 1.5, True, {}, dict(epoch=1, iter=2), dict(epoch=-1), "epoch"):
         with pytest.raises(ValueError, match="stop_at must be"):
             StopAt(bad)

@@ -25,11 +25,12 @@ def test_the_mmdet_diff_builds(repo_root, tmp_path):
     import pprint
 
     import torch
-    from mmengine.config import Config
 
     import ikd_fast.mmdet  # noqa: F401
-    from mmdet.registry import MODELS
     from tests.mmdet.conftest import retinanet
+
+    from mmdet.registry import MODELS
+    from mmengine.config import Config
 
     (diff,) = [b for b in blocks(repo_root) if "IKDDistiller" in b]
     (tmp_path / "my_student.py").write_text(f"model = {pprint.pformat(retinanet())}")
@@ -37,9 +38,13 @@ def test_the_mmdet_diff_builds(repo_root, tmp_path):
     from mmdet.utils import register_all_modules
 
     register_all_modules(init_default_scope=True)
-    torch.save(MODELS.build(Config.fromfile(tmp_path / "my_teacher.py").model).state_dict(), tmp_path / "teacher.pth")
+    torch.save(
+        MODELS.build(Config.fromfile(tmp_path / "my_teacher.py").model).state_dict(), tmp_path / "teacher.pth"
+    )
     (tmp_path / "ikd.py").write_text(
-        diff.replace("./my_teacher.py", str(tmp_path / "my_teacher.py")).replace("'teacher.pth'", f"'{tmp_path / 'teacher.pth'}'")
+        diff.replace("./my_teacher.py", str(tmp_path / "my_teacher.py")).replace(
+            "'teacher.pth'", f"'{tmp_path / 'teacher.pth'}'"
+        )
     )
     config = Config.fromfile(tmp_path / "ikd.py")
     model = MODELS.build(config.model)

@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("mmengine", reason="needs the mmdet extra: pip install 'ikd_fast[mmdet]'")
 
-import ikd_fast.mmdet  # noqa: E402, F401  (before anything imports mmdet)
+import ikd_fast.mmdet  # noqa: F401  (before anything imports mmdet)
 
 IMAGES = 12
 SIDE = 96
@@ -50,10 +50,14 @@ def coco_root(tmp_path_factory) -> Path:
         for x0, y0, x1, y1 in boxes:
             annotations.append(
                 dict(
-                    id=len(annotations) + 1, image_id=i, category_id=1, iscrowd=0,
-                    bbox=[x0, y0, x1 - x0, y1 - y0], area=(x1 - x0) * (y1 - y0),
+                    id=len(annotations) + 1,
+                    image_id=i,
+                    category_id=1,
+                    iscrowd=0,
+                    bbox=[x0, y0, x1 - x0, y1 - y0],
+                    area=(x1 - x0) * (y1 - y0),
                     segmentation=[[x0, y0, x1, y0, x1, y1, x0, y1]],
-                )  # fmt: skip
+                )
             )
     (root / "ann.json").write_text(
         json.dumps(dict(images=images, annotations=annotations, categories=[dict(id=1, name="box")]))
@@ -93,7 +97,9 @@ def retinanet(channels: int = 8, classes: int = 1, **preprocessor) -> dict:
     )  # fmt: skip
 
 
-def stock_config(root: Path, *, epochs: int = 2, batch_size: int = 4, pipeline_extra=(), masks: bool = False) -> dict:
+def stock_config(
+    root: Path, *, epochs: int = 2, batch_size: int = 4, pipeline_extra=(), masks: bool = False
+) -> dict:
     """A plain mmdet config: nothing of ikd_fast in it."""
     dataset = dict(
         type="CocoDataset", data_root=str(root), ann_file="ann.json", data_prefix=dict(img="images/"),
@@ -110,7 +116,9 @@ def stock_config(root: Path, *, epochs: int = 2, batch_size: int = 4, pipeline_e
         dict(type="LoadImageFromFile"),
         dict(type="Resize", scale=(80, 80), keep_ratio=True),
         dict(type="LoadAnnotations", with_bbox=True),
-        dict(type="PackDetInputs", meta_keys=("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")),
+        dict(
+            type="PackDetInputs", meta_keys=("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")
+        ),
     ]
     loader = dict(num_workers=0, persistent_workers=False)
     val = dict(batch_size=1, sampler=dict(type="DefaultSampler", shuffle=False), **loader)
@@ -157,8 +165,6 @@ def run(config: dict, work_dir: Path, **changes):
     from mmengine.hooks import Hook
     from mmengine.runner import Runner
 
-    import ikd_fast.mmdet  # noqa: F401
-
     logs: list[dict] = []
 
     class Record(Hook):
@@ -174,15 +180,24 @@ def run(config: dict, work_dir: Path, **changes):
 def sample_of(image_id: int, boxes: list, size: tuple[int, int]):
     """A data sample as PackDetInputs makes it, all boxes of class 0."""
     import torch
+
     from mmdet.structures import DetDataSample
     from mmdet.structures.bbox import HorizontalBoxes
     from mmengine.structures import InstanceData
 
     sample = DetDataSample(
-        metainfo=dict(img_id=image_id, img_path=f"set/{image_id}.png", img_shape=size, ori_shape=size, scale_factor=(1.0, 1.0))
+        metainfo=dict(
+            img_id=image_id,
+            img_path=f"set/{image_id}.png",
+            img_shape=size,
+            ori_shape=size,
+            scale_factor=(1.0, 1.0),
+        )
     )
     sample.gt_instances = InstanceData(
         bboxes=HorizontalBoxes(torch.tensor(boxes)), labels=torch.zeros(len(boxes), dtype=torch.long)
     )
-    sample.ignored_instances = InstanceData(bboxes=HorizontalBoxes(torch.zeros(0, 4)), labels=torch.zeros(0, dtype=torch.long))
+    sample.ignored_instances = InstanceData(
+        bboxes=HorizontalBoxes(torch.zeros(0, 4)), labels=torch.zeros(0, dtype=torch.long)
+    )
     return sample

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from mmengine.config import Config
 
 import ikd_fast.configs
-from mmdet.registry import MODELS
 from tests.mmdet.conftest import sample_of
+
+from mmdet.registry import MODELS
+from mmengine.config import Config
 
 HOME = Path(next(iter(ikd_fast.configs.__path__)))
 CONFIGS = sorted(str(p.relative_to(HOME)) for folder in ("demo", "ikd") for p in (HOME / folder).glob("*.py"))
@@ -27,7 +28,10 @@ def test_builds_and_makes_a_step(name):
     student.backbone.init_cfg = None
     net = MODELS.build(model).train()
     samples = [sample_of(i, [[4.0, 4, 44, 50]], (64, 64)) for i in range(2)]
-    data = dict(inputs=[torch.full((3, 64, 64), 90 + 20 * i, dtype=torch.uint8) for i in range(2)], data_samples=samples)
+    data = dict(
+        inputs=[torch.full((3, 64, 64), 90 + 20 * i, dtype=torch.uint8) for i in range(2)],
+        data_samples=samples,
+    )
     if hasattr(net, "set_progress"):
         net.set_progress(0, 0)
         net.set_total_steps(100)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from mmengine.config import Config
-from mmengine.hooks import Hook
-from mmengine.runner import Runner
 
 import ikd_fast.mmdet  # noqa: F401
 from ikd_fast import DistillContext, FGDLoss, KDLoss, OnlineDIFGSM, register_loss
 from ikd_fast.distill import FeatureTap
-from mmdet.registry import MODELS
 from tests.mmdet.conftest import retinanet, run, stock_config, with_ikd
+
+from mmdet.registry import MODELS
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
 
 
 def build(**changes):
@@ -81,8 +82,13 @@ def test_plain_student_and_own_checkpoints_can_be_loaded_from(trained, coco_root
             if runner.iter == 0:
                 self.seen = {k: v.clone() for k, v in runner.model.state_dict().items()}
 
-    for path, expected in ((tmp_path / "plain.pth", weights), (work / "epoch_2.pth", torch.load(work / "epoch_2.pth")["state_dict"])):
-        config = with_ikd(stock_config(coco_root, epochs=1)) | dict(load_from=str(path), work_dir=str(tmp_path / path.stem))
+    for path, expected in (
+        (tmp_path / "plain.pth", weights),
+        (work / "epoch_2.pth", torch.load(work / "epoch_2.pth")["state_dict"]),
+    ):
+        config = with_ikd(stock_config(coco_root, epochs=1)) | dict(
+            load_from=str(path), work_dir=str(tmp_path / path.stem)
+        )
         r = Runner.from_cfg(Config(config))
         hook = Snapshot()
         r.register_hook(hook)
@@ -96,7 +102,9 @@ def test_a_student_key_left_without_a_weight_stops_the_run(coco_root, tmp_path):
     weights = MODELS.build(retinanet()).state_dict()
     weights.pop("neck.fpn_convs.0.conv.weight")
     torch.save(dict(state_dict=weights), tmp_path / "bad.pth")
-    with pytest.raises(ValueError, match=r"lacks 1 of the student's \d+ weights: neck.fpn_convs.0.conv.weight"):
+    with pytest.raises(
+        ValueError, match=r"lacks 1 of the student's \d+ weights: neck.fpn_convs.0.conv.weight"
+    ):
         run(with_ikd(stock_config(coco_root, epochs=1)), tmp_path, load_from=str(tmp_path / "bad.pth"))
 
 
@@ -124,9 +132,15 @@ def test_without_adv_and_augment_it_is_plain_fgd(coco_root):
     loss.load_state_dict(twin.ikd.losses[0].state_dict())
     samples = data["data_samples"]
     ctx = DistillContext(
-        [x.gt_instances.bboxes for x in samples], None, [x.img_shape for x in samples], tuple(data["inputs"].shape[-2:]), data["image_keys"]
+        [x.gt_instances.bboxes for x in samples],
+        None,
+        [x.img_shape for x in samples],
+        tuple(data["inputs"].shape[-2:]),
+        data["image_keys"],
     )
-    expected = {k: float(sum(v).detach()) for k, v in task.items()} | {"loss_kd/fgd": float(sum(loss(s, t, ctx).values()).detach())}
+    expected = {k: float(sum(v).detach()) for k, v in task.items()} | {
+        "loss_kd/fgd": float(sum(loss(s, t, ctx).values()).detach())
+    }
     got = {k: float(v.detach()) for k, v in out.items() if "loss" in k}
     assert got == pytest.approx(expected, rel=1e-6)
 
@@ -151,7 +165,12 @@ def test_iteration_based_loop_counts_the_samplers_passes(coco_root, tmp_path):
         def before_train_iter(self, runner, batch_idx, data_batch=None):
             seen.append(runner.model.progress.epoch)
 
-    runner = Runner.from_cfg(Config(config | dict(work_dir=str(tmp_path), default_hooks=config["default_hooks"] | dict(checkpoint=None))))
+    runner = Runner.from_cfg(
+        Config(
+            config
+            | dict(work_dir=str(tmp_path), default_hooks=config["default_hooks"] | dict(checkpoint=None))
+        )
+    )
     runner.register_hook(Watch())
     runner.train()
     assert seen == [0, 0, 0, 1, 1, 1, 2]
@@ -181,7 +200,9 @@ def test_init_student_inherits_neck_and_head():
     teacher = model.ikd.teacher.net
     assert torch.equal(model.student.bbox_head.retina_cls.weight, teacher.bbox_head.retina_cls.weight)
     assert not torch.equal(model.student.backbone.conv1.weight, teacher.backbone.conv1.weight)
-    with pytest.raises(ValueError, match=r"init_student=True needs the same neck and head.*neck.lateral_convs"):
+    with pytest.raises(
+        ValueError, match=r"init_student=True needs the same neck and head.*neck.lateral_convs"
+    ):
         build(init_student=True).init_weights()
 
 
@@ -199,7 +220,9 @@ def test_own_loss_by_name_and_no_collision_with_mmdets_registry(coco_root):
         pass
 
     try:
-        model = build(losses=[dict(type="CosineGapForTests"), dict(type="ikd_fast.FGDLoss")], adv=None, augment=None)
+        model = build(
+            losses=[dict(type="CosineGapForTests"), dict(type="ikd_fast.FGDLoss")], adv=None, augment=None
+        )
         assert [type(x) for x in model.ikd.losses] == [CosineGapForTests, FGDLoss]
     finally:
         MODELS.module_dict.pop("FGDLoss")
@@ -210,8 +233,14 @@ def test_own_loss_by_name_and_no_collision_with_mmdets_registry(coco_root):
 def test_errors_name_cause_and_remedy(tmp_path):
     with pytest.raises(ValueError, match="the teacher has no weights: give teacher_ckpt"):
         build(allow_random_teacher=False)
-    torch.save({k: v for k, v in MODELS.build(retinanet(12)).state_dict().items() if "retina_cls" not in k}, tmp_path / "t.pth")
-    with pytest.raises(ValueError, match=r"2 missing in the checkpoint: bbox_head.retina_cls.bias, bbox_head.retina_cls.weight"):
+    torch.save(
+        {k: v for k, v in MODELS.build(retinanet(12)).state_dict().items() if "retina_cls" not in k},
+        tmp_path / "t.pth",
+    )
+    with pytest.raises(
+        ValueError,
+        match=r"2 missing in the checkpoint: bbox_head.retina_cls.bias, bbox_head.retina_cls.weight",
+    ):
         build(allow_random_teacher=False, teacher_ckpt=str(tmp_path / "t.pth"))
     with pytest.raises(ValueError, match="unknown loss 'FGD'; valid: .*FGDLoss"):
         build(losses=[dict(type="FGD")])
@@ -228,7 +257,9 @@ def test_errors_name_cause_and_remedy(tmp_path):
     with pytest.raises(FileNotFoundError, match="ikd_fast ships no such file; it ships"):
         build(teacher_config="ikd_fast::demo/nothing.py")
     model = build()
-    with pytest.raises(RuntimeError, match=r"nobody has told it the epoch; add custom_hooks=\[dict\(type='IKDHook'\)\]"):
+    with pytest.raises(
+        RuntimeError, match=r"nobody has told it the epoch; add custom_hooks=\[dict\(type='IKDHook'\)\]"
+    ):
         model.is_active()
 
 
@@ -256,7 +287,9 @@ def test_attack_is_on_the_teachers_class_loss(coco_root):
     from ikd_fast.mmdet.samples import to_targets
 
     targets = to_targets(data["data_samples"])
-    batch = StepBatch(data["inputs"], data["geo"], targets, [t["size"] for t in targets], data["image_keys"], 0, 0)
+    batch = StepBatch(
+        data["inputs"], data["geo"], targets, [t["size"] for t in targets], data["image_keys"], 0, 0
+    )
     clean = teacher_loss(batch.geo)
     single = teacher_loss(model.ikd.craft(batch).images)
     model.ikd.attack = OnlineDIFGSM("random_sign")

@@ -9,10 +9,11 @@ import subprocess
 import sys
 
 import pytest
-from mmengine.config import Config
-from mmengine.runner import Runner
 
 from tests.mmdet.conftest import run, stock_config, with_ikd
+
+from mmengine.config import Config
+from mmengine.runner import Runner
 
 
 @pytest.mark.slow
@@ -22,15 +23,28 @@ def test_mmdets_test_script_gives_the_ap_of_the_run(coco_root, tmp_path):
     run(with_ikd(config), tmp_path / "ikd")
     plain = tmp_path / "student.py"
     plain.write_text("\n".join(f"{key} = {pprint.pformat(value)}" for key, value in config.items()))
-    command = [sys.executable, "-m", "ikd_fast.mmdet", "tools/test.py", str(plain), str(tmp_path / "ikd/epoch_1.pth")]
+    command = [
+        sys.executable,
+        "-m",
+        "ikd_fast.mmdet",
+        "tools/test.py",
+        str(plain),
+        str(tmp_path / "ikd/epoch_1.pth"),
+    ]
     done = subprocess.run(
-        [*command, "--work-dir", str(tmp_path / "test")], capture_output=True, text=True, timeout=300, cwd=tmp_path
+        [*command, "--work-dir", str(tmp_path / "test")],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert not re.search(r"unexpected key|missing keys", done.stdout + done.stderr)
     (found,) = (tmp_path / "test").glob("*/*.json")
     theirs = json.loads(found.read_text())
-    runner = Runner.from_cfg(Config(config | dict(work_dir=str(tmp_path / "ours"), load_from=str(tmp_path / "ikd/epoch_1.pth"))))
+    runner = Runner.from_cfg(
+        Config(config | dict(work_dir=str(tmp_path / "ours"), load_from=str(tmp_path / "ikd/epoch_1.pth")))
+    )
     ours = runner.test()
     assert ours
     for key, value in ours.items():
@@ -52,7 +66,15 @@ def test_mmdets_train_script_runs_the_diff(coco_root, tmp_path):
         "    adv=dict(beta=1e-5, attack=dict(type='OnlineDIFGSM', mode='single')),\n"
         "    augment=dict(type='AdaptiveFreqAug'), stop_at=dict(epoch=16))\n"
     )
-    command = [sys.executable, "-m", "ikd_fast.mmdet", "tools/train.py", str(tmp_path / "ikd.py"), "--work-dir", str(tmp_path / "work")]
+    command = [
+        sys.executable,
+        "-m",
+        "ikd_fast.mmdet",
+        "tools/train.py",
+        str(tmp_path / "ikd.py"),
+        "--work-dir",
+        str(tmp_path / "work"),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     assert (tmp_path / "work/epoch_1.pth").is_file()

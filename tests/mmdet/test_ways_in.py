@@ -7,21 +7,22 @@ import copy
 import numpy as np
 import pytest
 import torch
-from mmcv.transforms import Compose
-from mmdet.models.data_preprocessors import DetDataPreprocessor
-from mmengine.config import Config
-from mmengine.runner import Runner
-from mmengine.structures import PixelData
 from torch import nn
 
 import ikd_fast.mmdet  # noqa: F401
 from ikd_fast import AdaptiveFreqAug
 from ikd_fast.augment import AugPlan
 from ikd_fast.mmdet.samples import crop_sample, image_key
+from tests.mmdet.conftest import IMAGES, draw, stock_config
+
+from mmcv.transforms import Compose
+from mmdet.models.data_preprocessors import DetDataPreprocessor
 from mmdet.registry import MODELS, TRANSFORMS
 from mmdet.structures import DetDataSample
 from mmdet.structures.mask import BitmapMasks
-from tests.mmdet.conftest import IMAGES, draw, stock_config
+from mmengine.config import Config
+from mmengine.runner import Runner
+from mmengine.structures import PixelData
 
 MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
 UNITS = dict(mean=MEAN, std=STD, bgr_to_rgb=True, pad_size_divisor=32)
@@ -31,7 +32,11 @@ SETTINGS = dict(noise_prob=0.8, hflip_prob=0.5, seed=SEED, area_threshold=40**2)
 
 def loader(root, batch_size, workers=0, extra=(), masks=False):
     config = stock_config(root, batch_size=batch_size, pipeline_extra=extra, masks=masks)["train_dataloader"]
-    config.update(num_workers=workers, persistent_workers=workers > 0, sampler=dict(type="DefaultSampler", shuffle=False))
+    config.update(
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        sampler=dict(type="DefaultSampler", shuffle=False),
+    )
     return Runner.build_dataloader(Config(config), seed=0)
 
 
@@ -42,7 +47,9 @@ def core_plans(root) -> dict[int, tuple]:
     for i in range(IMAGES):
         _, boxes = draw(i)
         key = image_key(dict(img_id=i, img_path=str(root / "images" / f"{i}.png")))
-        plan = aug.plan([torch.tensor(boxes) * (80 / 96)], [(80, 80)], [key], EPOCH, scale=[(80 / 96, 80 / 96)])
+        plan = aug.plan(
+            [torch.tensor(boxes) * (80 / 96)], [(80, 80)], [key], EPOCH, scale=[(80 / 96, 80 / 96)]
+        )
         plans[i] = facts(plan, 0)
     return plans
 
@@ -56,7 +63,14 @@ def test_every_way_in_makes_the_core_plan(coco_root):
     assert {branch for branch, *_ in expected.values()} == {0, 1, 2}
     # 1. the data preprocessor, in batches of 1, 3 and 8
     for batch_size in (1, 3, 8):
-        pre = MODELS.build(dict(type="IKDDetDataPreprocessor", augment=dict(type="AdaptiveFreqAug", **SETTINGS), return_geo=True, **UNITS))
+        pre = MODELS.build(
+            dict(
+                type="IKDDetDataPreprocessor",
+                augment=dict(type="AdaptiveFreqAug", **SETTINGS),
+                return_geo=True,
+                **UNITS,
+            )
+        )
         pre.set_progress(EPOCH, 0)
         for data in loader(coco_root, batch_size):
             ids = [s.img_id for s in data["data_samples"]]
@@ -67,7 +81,11 @@ def test_every_way_in_makes_the_core_plan(coco_root):
                 assert out["data_samples"][row].img_shape == (y1 - y0, x1 - x0)
     # 2. as a batch augment, boxes taken from the "device"
     pre = MODELS.build(
-        dict(type="DetDataPreprocessor", batch_augments=[dict(type="AdaptiveFreqAug", mean=MEAN, std=STD, **SETTINGS)], **UNITS)
+        dict(
+            type="DetDataPreprocessor",
+            batch_augments=[dict(type="AdaptiveFreqAug", mean=MEAN, std=STD, **SETTINGS)],
+            **UNITS,
+        )
     )
     pre.batch_augments[0].set_progress(EPOCH, 0)
     for data in loader(coco_root, 4):
@@ -90,7 +108,9 @@ def test_every_way_in_makes_the_core_plan(coco_root):
 def test_pixels_agree_between_the_ways(coco_root):
     """Noise is keyed in the loader's channel order: preprocessor and transform differ by the transform's uint8 rounding only."""
     settings = SETTINGS | dict(noise_prob=1.0, noise_std=8.0)
-    pre = MODELS.build(dict(type="IKDDetDataPreprocessor", augment=dict(type="AdaptiveFreqAug", **settings), **UNITS))
+    pre = MODELS.build(
+        dict(type="IKDDetDataPreprocessor", augment=dict(type="AdaptiveFreqAug", **settings), **UNITS)
+    )
     pre.set_progress(EPOCH, 0)
     a = [pre(data, True) for data in loader(coco_root, 4)]
     one = loader(coco_root, 4, extra=[dict(type="AdaptiveFreqAug", **settings)])
@@ -112,7 +132,12 @@ def test_pixels_agree_between_the_ways(coco_root):
 
 def test_noise_is_added_on_x_data_only_and_has_its_sigma(coco_root):
     pre = MODELS.build(
-        dict(type="IKDDetDataPreprocessor", augment=dict(type="AdaptiveFreqAug", noise_prob=1.0, noise_std=5.0), return_geo=True, **UNITS)
+        dict(
+            type="IKDDetDataPreprocessor",
+            augment=dict(type="AdaptiveFreqAug", noise_prob=1.0, noise_std=5.0),
+            return_geo=True,
+            **UNITS,
+        )
     )
     pre.set_progress(0, 0)
     diffs = []
@@ -141,22 +166,35 @@ def test_without_augment_it_is_mmdets_own(coco_root):
         assert torch.equal(a["inputs"], b["inputs"])
         assert [s.metainfo for s in a["data_samples"]] == [s.metainfo for s in b["data_samples"]]
     for data in loader(coco_root, 4):  # and in evaluation also with an augmentation
-        ours = MODELS.build(dict(type="IKDDetDataPreprocessor", augment=dict(type="AdaptiveFreqAug"), **UNITS))
-        assert torch.equal(ours(copy.deepcopy(data), False)["inputs"], theirs(copy.deepcopy(data), False)["inputs"])
+        ours = MODELS.build(
+            dict(type="IKDDetDataPreprocessor", augment=dict(type="AdaptiveFreqAug"), **UNITS)
+        )
+        assert torch.equal(
+            ours(copy.deepcopy(data), False)["inputs"], theirs(copy.deepcopy(data), False)["inputs"]
+        )
 
 
 def test_masks_follow_boxes_through_preprocessor_and_transform(coco_root):
     settings = SETTINGS | dict(noise_prob=0.0)
-    pre = MODELS.build(dict(type="IKDDetDataPreprocessor", augment=dict(type="AdaptiveFreqAug", **settings), **UNITS))
+    pre = MODELS.build(
+        dict(type="IKDDetDataPreprocessor", augment=dict(type="AdaptiveFreqAug", **settings), **UNITS)
+    )
     pre.set_progress(EPOCH, 0)
     one = loader(coco_root, 4, extra=[dict(type="AdaptiveFreqAug", **settings)], masks=True)
     one.dataset.pipeline.transforms[3].set_epoch(EPOCH)
     checked = 0
-    for source in ([pre(d, True)["data_samples"] for d in loader(coco_root, 4, masks=True)], [d["data_samples"] for d in one]):
+    for source in (
+        [pre(d, True)["data_samples"] for d in loader(coco_root, 4, masks=True)],
+        [d["data_samples"] for d in one],
+    ):
         for sample in [s for samples in source for s in samples]:
             boxes = sample.gt_instances.bboxes
             boxes = boxes if isinstance(boxes, torch.Tensor) else boxes.tensor
-            masks = sample.gt_instances.masks.to_bitmap().masks if hasattr(sample.gt_instances.masks, "to_bitmap") else sample.gt_instances.masks.masks
+            masks = (
+                sample.gt_instances.masks.to_bitmap().masks
+                if hasattr(sample.gt_instances.masks, "to_bitmap")
+                else sample.gt_instances.masks.masks
+            )
             assert masks.shape[1:] == sample.img_shape
             for box, mask in zip(boxes.tolist(), masks, strict=True):
                 ys, xs = np.nonzero(mask)
@@ -177,11 +215,21 @@ def sample_with(window, flip):
     boxes = torch.tensor([[2.0, 1.0, 6.0, 5.0], [0.0, 0.0, 3.0, 2.0], [10.0, 4.0, 20.0, 10.0]])
     for mask, (x0, y0, x1, y1) in zip(masks, boxes.int().tolist(), strict=True):
         mask[y0:y1, x0:x1] = 1
-    sample.gt_instances = InstanceData(bboxes=boxes, labels=torch.tensor([7, 8, 9]), masks=BitmapMasks(masks, 10, 20))
-    sample.ignored_instances = InstanceData(bboxes=torch.tensor([[0.0, 0.0, 20.0, 10.0]]), labels=torch.tensor([1]))
+    sample.gt_instances = InstanceData(
+        bboxes=boxes, labels=torch.tensor([7, 8, 9]), masks=BitmapMasks(masks, 10, 20)
+    )
+    sample.ignored_instances = InstanceData(
+        bboxes=torch.tensor([[0.0, 0.0, 20.0, 10.0]]), labels=torch.tensor([1])
+    )
     sample.gt_sem_seg = PixelData(sem_seg=torch.arange(200).view(1, 10, 20))
     plan = AdaptiveFreqAug(seed=0).plan([boxes], [(10, 20)], [1], 0)
-    plan = AugPlan(**{**{f: getattr(plan, f) for f in plan.__dataclass_fields__}, "window": torch.tensor([window]), "flip": torch.tensor([flip])})
+    plan = AugPlan(
+        **{
+            **{f: getattr(plan, f) for f in plan.__dataclass_fields__},
+            "window": torch.tensor([window]),
+            "flip": torch.tensor([flip]),
+        }
+    )
     return sample, crop_sample(sample, plan, 0)
 
 
@@ -201,7 +249,9 @@ def test_crop_of_a_sample_by_hand():
     _, flipped = sample_with((4, 2, 16, 8), True)
     assert flipped.gt_instances.bboxes.tolist() == [[10, 0, 12, 3], [0, 2, 6, 6]]
     assert flipped.flip
-    for box, mask in zip(flipped.gt_instances.bboxes.int().tolist(), flipped.gt_instances.masks.masks, strict=True):
+    for box, mask in zip(
+        flipped.gt_instances.bboxes.int().tolist(), flipped.gt_instances.masks.masks, strict=True
+    ):
         ys, xs = np.nonzero(mask)
         assert [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1] == box
 
