@@ -37,14 +37,16 @@ EXTRA = {"allow_extra_args": True}
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/demo"),
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the run. Default: runs/demo, with --quick runs/demo-quick.")
+    ] = None,
     data: Annotated[
         Path | None, typer.Option(help="Any COCO-format data set instead of the tree crowns.")
     ] = None,
     teacher: Annotated[
         Path | None, typer.Option(help="Checkpoint of configs/demo/teacher.py instead of the shipped one.")
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Training steps a student. Default: 300.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Training steps a student. Default: 250.")] = None,
     seeds: Annotated[int, typer.Option(help="Repeat for this many seeds, and print mean and interval.")] = 1,
     seed: Annotated[int, typer.Option(help="The first seed.")] = 0,
     quick: Annotated[bool, typer.Option("--quick", help="A few steps: does everything work here?")] = False,
@@ -69,7 +71,8 @@ def demo(
         _calm_threads()
         from ikd_fast.demo.run import Options, run, train_demo_teacher
 
-        options = Options(out, data, teacher, steps, seeds, seed, quick, fresh, wheel, source)
+        folder = out or Path("runs") / ("teacher" if train_teacher else "demo-quick" if quick else "demo")
+        options = Options(folder, data, teacher, steps, seeds, seed, quick, fresh, wheel, source)
         found = (
             {"teacher": str(train_demo_teacher(options, console))} if train_teacher else run(options, console)
         )

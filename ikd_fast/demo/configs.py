@@ -61,6 +61,8 @@ def set_run(cfg: Config, work_dir: Path, epochs: Epochs, *, seed: int, init: Pat
         type=ChunkSampler.__name__, chunk=epochs.length * cfg.train_dataloader.batch_size
     )
     set_seed(cfg, seed)
+    # A checkpoint costs as much as a step or two: about ten a run, always one at the end.
+    cfg.default_hooks.checkpoint.interval = max(1, epochs.count // 10)
     cfg.resume = (work_dir / "last_checkpoint").is_file()
     cfg.load_from = None if cfg.resume or init is None else str(init)
     cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None

@@ -136,6 +136,11 @@ class IKD(nn.Module):
         """Whether there is an adversarial branch at all."""
         return self.attack is not None and self.beta > 0
 
+    def _apply(self, fn: Callable, recurse: bool = True) -> IKD:
+        """``to``, ``cuda``, ``half``: the teacher goes along, though it is no part of the module tree."""
+        self.teacher.net._apply(fn)
+        return super()._apply(fn, recurse)
+
     def active(self, *, epoch: int, step: int) -> bool:
         """Whether augmentation and adversarial branch are on at this point of the run."""
         return self.stop_at.active(epoch=epoch, step=step)

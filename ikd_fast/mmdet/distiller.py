@@ -140,14 +140,6 @@ class IKDDistiller(BaseModel):
         if self.init_student:
             inherit(self.student, self.ikd.teacher.net)
 
-    def to(self, *args: Any, **kwargs: Any) -> IKDDistiller:
-        self.ikd.teacher.to(*args, **kwargs)
-        return super().to(*args, **kwargs)
-
-    def cuda(self, device: Any = None) -> IKDDistiller:
-        self.ikd.teacher.net.cuda(device)
-        return super().cuda(device)
-
     def forward(
         self,
         inputs: Tensor,

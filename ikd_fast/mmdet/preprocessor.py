@@ -65,6 +65,7 @@ class IKDDetDataPreprocessor(DetDataPreprocessor):
         samples: list[DetDataSample] = data["data_samples"]
         keys = [image_key(sample.metainfo) for sample in samples]
         self._check_labels(samples)
+        check_boxes(samples)
         plan = None
         if self.augment is not None and self.is_active():
             plan = plan_samples(
@@ -118,6 +119,21 @@ class IKDDetDataPreprocessor(DetDataPreprocessor):
                     f"{sample.metainfo.get('img_path', 'an image')} has class ids {sorted(set(labels.tolist()))}, but the teacher has "
                     f"{self.num_classes} classes (0..{self.num_classes - 1}); give the classes the teacher was trained on in metainfo"
                 )
+
+
+def check_boxes(samples: list[DetDataSample]) -> None:
+    """Finite, ordered boxes or an error naming the file; boxes on a device are not looked at."""
+    for sample in samples:
+        boxes = box_tensor(sample.gt_instances.bboxes)
+        if boxes.device.type != "cpu" or len(boxes) == 0:
+            continue
+        good = boxes.isfinite().all(1) & (boxes[:, 2:] >= boxes[:, :2]).all(1)
+        if not bool(good.all()):
+            i = int((~good).nonzero()[0])
+            raise ValueError(
+                f"{sample.metainfo.get('img_path', 'an image')}: box {i} is {boxes[i].tolist()}; expected finite xyxy with x1 <= x2 and "
+                "y1 <= y2: mend or filter the annotation"
+            )
 
 
 def build_augment(

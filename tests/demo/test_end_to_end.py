@@ -82,6 +82,7 @@ def test_the_runners_own_evaluation_gives_the_same_ap(finished, tiny_coco: Path,
 def test_the_same_command_again_trains_nothing(finished, monkeypatch: pytest.MonkeyPatch) -> None:
     options, _ = finished
     monkeypatch.setattr(students, "train", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(run.pictures, "draw_all", lambda *_: [])
     before = json.loads((options.out / "summary.json").read_text())
     text = io.StringIO()
     again = run.run(options, Console(file=text, width=100))
@@ -114,8 +115,8 @@ def train_student(name: str, out: Path, root: Path, stop_at: int | None = None) 
         return train(cfg, advance)
 
 
-@pytest.mark.parametrize("name", ["alone", "fgd_ikd"])
-def test_stopped_and_resumed_equals_uninterrupted(name: str, tiny_coco: Path, tmp_path: Path) -> None:
+def test_stopped_and_resumed_equals_uninterrupted(tiny_coco: Path, tmp_path: Path) -> None:
+    name = "fgd_ikd"
     whole = train_student(name, tmp_path / "whole", tiny_coco)
     with pytest.raises(KeyboardInterrupt):
         train_student(name, tmp_path / "cut", tiny_coco, stop_at=3)

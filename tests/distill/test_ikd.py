@@ -220,6 +220,12 @@ def test_deepcopy_shares_the_teacher():
     assert twin.student is not ikd.student
 
 
+def test_moving_the_module_moves_the_teacher():
+    ikd = make().double()
+    assert ikd.teacher.net.head.weight.dtype == ikd.student.head.weight.dtype == torch.float64
+    assert not any("teacher.net" in name for name in ikd.state_dict())
+
+
 def test_teacher_of_another_normalisation_and_channel_order_sees_the_same_pixels():
     """A teacher that takes BGR, mean/std images gives the features of one that takes RGB 0..1."""
     torch.manual_seed(1)

@@ -273,6 +273,18 @@ def test_class_ids_the_teacher_lacks(coco_root):
         model.data_preprocessor(data, True)
 
 
+@pytest.mark.parametrize("box", [[float("nan"), 1.0, 5.0, 5.0], [9.0, 1.0, 5.0, 5.0], [0.0, 0.0, float("inf"), 4.0]])
+def test_broken_boxes_name_their_file(coco_root, box):
+    model = build(augment=None)
+    config = Config(stock_config(coco_root, batch_size=2))
+    data = next(iter(Runner.build_dataloader(config.train_dataloader, seed=0)))
+    data["data_samples"][1].gt_instances.bboxes.tensor[1] = torch.tensor(box)
+    model.set_progress(0, 0)
+    path = data["data_samples"][1].img_path
+    with pytest.raises(ValueError, match=rf"{path}: box 1 is .*expected finite xyxy with x1 <= x2"):
+        model.data_preprocessor(data, True)
+
+
 def test_attack_is_on_the_teachers_class_loss(coco_root):
     """The crafted images raise the teacher's own loss_cls, computed by mmdet, above random signs."""
     model = build(augment=None).train()
