@@ -8,6 +8,6 @@ model = dict(
     teacher_ckpt="ikd_fast::demo_teacher.safetensors",
     losses=[dict(type="FGDLoss", preset="retinanet")],
     adv=dict(beta=1e-5, attack=dict(type="OnlineDIFGSM", mode="single")),
-    augment=dict(type="AdaptiveFreqAug"),
+    augment=dict(type="AdaptiveFreqAug", min_kept=0.4),
     stop_at=0.667,
 )

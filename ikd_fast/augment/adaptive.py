@@ -52,6 +52,8 @@ class AdaptiveFreqAug:
             height).
         on_degenerate: boxes that cover no area of the image (zero area, wholly outside): ``"error"`` or
             ``"drop"``.
+        min_kept: a box stays in a crop if at least this share of its area does (0..1). 0, as published, keeps slivers
+            of a pixel, whose box regression targets are huge; 0.4 suits crowded images.
         seed: 0..2**64-1, or None: drawn from torch's CPU generator at each call and recorded in the plan.
 
     An area that float32 coordinates cannot tell from tau counts as tau.
@@ -85,6 +87,7 @@ class AdaptiveFreqAug:
         rng: str = "philox",
         box_format: str = "xyxy",
         on_degenerate: str = "error",
+        min_kept: float = 0.0,
         seed: int | None = 0,
     ) -> None:
         if not area_threshold >= 0:
@@ -112,6 +115,7 @@ class AdaptiveFreqAug:
         self.rng = checks.check_choice("rng", rng, RNGS)
         self.box_format = checks.check_choice("box_format", box_format, BOX_FORMATS)
         self.on_degenerate = checks.check_choice("on_degenerate", on_degenerate, ("error", "drop"))
+        self.min_kept = checks.check_probability("min_kept", min_kept)
         self.round_noise = round_noise
         self.units = PixelUnits(value_range, mean, std)
         if seed is not None:
@@ -183,6 +187,7 @@ class AdaptiveFreqAug:
             seed=seed,
             rng=self.rng,
             round_noise=bool(self.round_noise),
+            min_kept=self.min_kept,
         )
 
     def _key(self, n: int, ids: Any, epoch: int | None) -> tuple[int, list[int], int]:
@@ -214,7 +219,7 @@ class AdaptiveFreqAug:
         whole = (0, 0, size[1], size[0])
         wanted = wanted_branch(xyxy, scale, self.rule, self.area_threshold) if len(xyxy) else self.no_boxes
         if wanted == "crop" and crop_gate < self.crop_prob:
-            window = choose_window(xyxy, key, size, self.crop_ratio)
+            window = choose_window(xyxy, key, size, self.crop_ratio, self.min_kept)
             return (Branch.KEEP if window == whole else Branch.CROP), window, flip
         if wanted == "noise" and noise_gate < self.noise_prob and self.noise_std > 0:
             return Branch.NOISE, whole, flip

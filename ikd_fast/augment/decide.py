@@ -46,12 +46,15 @@ def sample_window(key: tuple[int, int, int], index: int, size: tuple[int, int], 
 
 
 def choose_window(
-    xyxy: np.ndarray, key: tuple[int, int, int], size: tuple[int, int], crop_ratio: float
+    xyxy: np.ndarray, key: tuple[int, int, int], size: tuple[int, int], crop_ratio: float, min_kept: float = 0.0
 ) -> Window:
-    """The first window of ten that keeps some area of at least one box, else the whole image."""
+    """The first window of ten that at least one box survives (see ``geometry.kept``), else the whole image."""
     x1, y1, x2, y2 = xyxy.T
+    wanted = min_kept * (x2 - x1) * (y2 - y1)
     for index in range(CROP_TRIES):
         window = left, top, right, bottom = sample_window(key, index, size, crop_ratio)
-        if ((x1 < right) & (x2 > left) & (y1 < bottom) & (y2 > top)).any():
+        inside = (x1 < right) & (x2 > left) & (y1 < bottom) & (y2 > top)
+        area = (np.minimum(x2, right) - np.maximum(x1, left)) * (np.minimum(y2, bottom) - np.maximum(y1, top))
+        if (inside & (area >= wanted)).any():
             return window
     return 0, 0, size[1], size[0]

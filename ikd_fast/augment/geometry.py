@@ -47,6 +47,16 @@ def overlaps(boxes: Tensor, window: Window) -> Tensor:
     return within & (left < right) & (top < bottom)
 
 
+def kept(boxes: Tensor, window: Window, min_kept: float) -> Tensor:
+    """Which float64 xyxy boxes stay: some area inside the window, and at least ``min_kept`` of their own."""
+    stays = overlaps(boxes, window)
+    if min_kept > 0:
+        inside, sides = clip_to_window(boxes, window), boxes[:, 2:] - boxes[:, :2]
+        left = (inside[:, 2] - inside[:, 0]) * (inside[:, 3] - inside[:, 1])
+        stays &= left >= min_kept * sides[:, 0] * sides[:, 1]
+    return stays
+
+
 def flip_boxes(boxes: Tensor, width: float) -> Tensor:
     """Mirror xyxy boxes of an image of this width: x' = width - x."""
     return torch.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], dim=1)

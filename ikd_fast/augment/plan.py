@@ -27,7 +27,7 @@ _TENSORS = {
     "sigma": (torch.float32, ()),
     "sizes": (torch.int64, (2,)),
 }
-_SHARED = ("epoch", "seed", "rng", "round_noise")
+_SHARED = ("epoch", "seed", "rng", "round_noise", "min_kept")
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +45,7 @@ class AugPlan:
         epoch, seed: with the ids, the key of every draw.
         rng: ``"philox"`` or ``"torch"``, the generator of the noise.
         round_noise: the noise of float images is in whole grey levels (that of uint8 images always is).
+        min_kept: share of a box's area that a crop must leave for the box to stay.
     """
 
     ids: Tensor
@@ -57,6 +58,7 @@ class AugPlan:
     seed: int
     rng: str = "philox"
     round_noise: bool = False
+    min_kept: float = 0.0
 
     def __post_init__(self) -> None:
         n = len(self.ids)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .checks import as_boxes, as_flags
-from .geometry import Window, clip_to_window, crop_flip, flip_boxes, from_xyxy, overlaps, to_xyxy
+from .geometry import Window, clip_to_window, crop_flip, flip_boxes, from_xyxy, kept, to_xyxy
 from .images import as_tensor, own
 
 Targets = Sequence[Mapping[str, Any]]
@@ -107,11 +107,12 @@ def transform(
     canvas: tuple[int, int] | None,
     box_format: str,
     drop_empty: bool,
+    min_kept: float,
     i: int,
 ) -> dict[str, Any]:
     """One image's annotations after crop and flip; ``size``: (h, w) before, ``canvas``: the stack's.
 
-    Boxes that keep no area go, with their labels, masks and every other list, array or tensor of their
+    Boxes that keep no area, or less than ``min_kept`` of theirs, go, with their labels, masks and every other list, array or tensor of their
     number. Images left whole keep their boxes as they are (those with no area go if ``drop_empty``).
     """
     boxes = boxes_of(target, i)
@@ -129,7 +130,7 @@ def transform(
             out["masks"] = _masks(masks, window, flip, size, canvas, i)
     if (cropped or flip or drop_empty) and n:
         xyxy = to_xyxy(boxes, box_format, size)
-        keep = overlaps(xyxy, window) if cropped or drop_empty else None
+        keep = kept(xyxy, window, min_kept) if cropped or drop_empty else None
         if cropped:
             xyxy = clip_to_window(xyxy, window)
         if flip:

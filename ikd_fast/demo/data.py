@@ -102,7 +102,9 @@ def prepare(root: Path, *, wheel: Path | None = None, source: Path | None = None
         for tile in chosen:
             r = tile.rect
             buffer = io.BytesIO()
-            Image.fromarray(photos[tile.source][r.y1 : r.y2, r.x1 : r.x2]).save(buffer, "PNG", compress_level=2)
+            Image.fromarray(photos[tile.source][r.y1 : r.y2, r.x1 : r.x2]).save(
+                buffer, "PNG", compress_level=2
+            )
             write_bytes(root / split / tile.file_name, buffer.getvalue())
         write_json(root / "annotations" / f"{split}.json", coco_json(chosen, boxes))
     write_bytes(root / "README.md", README.encode())

@@ -18,17 +18,16 @@ from rich.progress import (
 
 from ikd_fast.demo.train import Advance
 
-COSTS = {"teacher": 1.0, "alone": 1.0, "fgd": 1.8, "fgd_ikd": 3.7}
+COSTS = {"teacher": 1.5, "alone": 1.0, "fgd": 1.8, "fgd_ikd": 3.7}
 """Rough time of a step by model, relative to the student alone, so that the time left means something early."""
 
 
 class Report:
-    """Writes to ``console``. ``planned`` are the trainings to come, as (model name, steps)."""
+    """Writes to ``console``. The time left is that of the trainings announced by :meth:`plan`."""
 
-    def __init__(self, console: Console, planned: list[tuple[str, int]]) -> None:
+    def __init__(self, console: Console) -> None:
         self.console = console
-        self.total = sum(COSTS[name] * steps for name, steps in planned)
-        self.spent, self.started, self.measured = 0.0, time.monotonic(), 0.0
+        self.total, self.spent, self.started = 0.0, 0.0, time.monotonic()
         columns = (
             TextColumn("{task.description:<22}"),
             BarColumn(),
@@ -42,6 +41,10 @@ class Report:
 
     def say(self, text: str) -> None:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def plan(self, name: str, steps: int) -> None:
+        """A training to come."""
+        self.total += COSTS[name] * steps
 
     def skip(self, name: str, steps: int) -> None:
         """A training that is done already."""

@@ -58,7 +58,9 @@ def _run(
     batch = configs.load("student.py", splits).train_dataloader.batch_size
     epochs = Epochs.of(settings.steps, splits["train"].images, batch)
     seeds = range(options.seed, options.seed + options.seeds)
-    report = Report(console, [(name, epochs.steps) for _ in seeds for name in STUDENTS])
+    report = Report(console)
+    for name in STUDENTS:
+        report.plan(name, epochs.steps * options.seeds)
     report.say(_welcome(options, splits, epochs))
 
     teacher_path = options.out / "teacher.pth"
@@ -104,7 +106,7 @@ def train_demo_teacher(options: Options, console: Console) -> Path:
     splits = find_splits(root)
     if options.fresh:
         clear(options.out)
-    report = Report(console, [("teacher", 1)])
+    report = Report(console)
     target = options.out / "demo_teacher.safetensors"
     with quiet(options.out / "teacher" / "console.log"):
         facts = train_teacher(
@@ -148,7 +150,6 @@ def _teacher(options: Options, splits: dict[str, Split], epochs: Epochs, report:
     target = options.out / "teacher" / "teacher.safetensors"
     if not target.is_file():
         report.say(f"Training a teacher on {options.data} first")
-        report.total += 2 * epochs.steps
         train_teacher(
             options.out / "teacher", splits, report, seed=options.seed, steps=2 * epochs.steps, target=target
         )

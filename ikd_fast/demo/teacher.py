@@ -78,6 +78,7 @@ def train_teacher(
     """
     cfg = configs.load("teacher.py", splits)
     epochs = Epochs.of(steps or cfg.teacher_steps, splits["train"].images, cfg.train_dataloader.batch_size)
+    report.plan("teacher", epochs.steps)
     test = configs.load("teacher.py", splits)
     configs.set_run(cfg, work_dir, epochs, seed=seed, init=None)
     with report.training("teacher", TITLES["teacher"]) as advance:

@@ -17,7 +17,7 @@ from mmdet.structures.bbox import HorizontalBoxes
 
 from .preprocessor import build_augment, plan_samples
 from .progress import Progress, SharedEpoch
-from .samples import box_tensor, clip_boxes, crop_sample, image_key
+from .samples import box_tensor, crop_sample, image_key, move_boxes
 
 
 @TRANSFORMS.register_module(name="AdaptiveFreqAug")
@@ -57,12 +57,13 @@ class AdaptiveFreqAugTransform(BaseTransform):
         x0, y0, x1, y1 = (int(v) for v in plan.window[0])
         window = (x0, y0, x1, y1)
         flip = bool(plan.flip[0])
-        moved = clip_boxes(boxes, window, flip)
-        keep = ((moved[:, 2] > moved[:, 0]) & (moved[:, 3] > moved[:, 1])).numpy()
+        whole = (y1 - y0, x1 - x0) == tuple(image.shape[:2])
+        moved, stays = move_boxes(boxes, window, flip, None if whole else plan.min_kept)
+        keep = stays.numpy()
         results["img"] = np.ascontiguousarray(images[0].numpy())
         results["img_shape"] = results["img"].shape[:2]
         boxed = not isinstance(results["gt_bboxes"], (np.ndarray, Tensor))
-        results["gt_bboxes"] = HorizontalBoxes(moved[keep]) if boxed else moved[keep].numpy()
+        results["gt_bboxes"] = HorizontalBoxes(moved) if boxed else moved.numpy()
         for key in ("gt_bboxes_labels", "gt_ignore_flags"):
             if key in results:
                 results[key] = np.asarray(results[key])[keep]

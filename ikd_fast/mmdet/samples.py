@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ikd_fast.augment import AugPlan
+from ikd_fast.augment.geometry import Window, clip_to_window, flip_boxes, kept
 from ikd_fast.kernels.reference.philox import stable_id
 
 from mmdet.structures import DetDataSample
@@ -81,9 +82,11 @@ def crop_sample(sample: DetDataSample, plan: AugPlan, i: int) -> DetDataSample:
     flip = bool(plan.flip[i])
     size = (y1 - y0, x1 - x0)
     out = sample.new()
-    for name in ("gt_instances", "ignored_instances"):
+    whole = size == tuple(plan.sizes[i].tolist())
+    for name, min_kept in (("gt_instances", plan.min_kept), ("ignored_instances", 0.0)):
         if name in sample:
-            out.set_field(_crop_instances(sample.get(name), (x0, y0, x1, y1), flip), name, InstanceData)
+            moved = _crop_instances(sample.get(name), (x0, y0, x1, y1), flip, None if whole else min_kept)
+            out.set_field(moved, name, InstanceData)
     if "proposals" in sample:
         raise ValueError(
             "AdaptiveFreqAug moves gt_instances and ignored_instances, not precomputed proposals: remove them"
@@ -100,39 +103,27 @@ def crop_sample(sample: DetDataSample, plan: AugPlan, i: int) -> DetDataSample:
     return out
 
 
-def _crop_instances(instances: InstanceData, window: tuple[int, int, int, int], flip: bool) -> InstanceData:
-    x0, y0, x1, y1 = window
-    if "bboxes" not in instances or len(instances) == 0:
-        kept = instances.new()
-        if "masks" in kept:
-            kept.pop("masks")
-            kept.masks = _crop_masks(instances.masks, window, flip)
-        return kept
+def _crop_instances(instances: InstanceData, window: Window, flip: bool, min_kept: float | None) -> InstanceData:
+    """Instances in the window; ``min_kept=None`` where the window is the whole image and all stay."""
     boxes = box_tensor(instances.bboxes)
-    moved = clip_boxes(boxes, window, flip)
-    keep = (moved[:, 2] > moved[:, 0]) & (moved[:, 3] > moved[:, 1])
-    kept = instances[keep]
-    moved = moved[keep]
-    kept.bboxes = HorizontalBoxes(moved) if isinstance(instances.bboxes, BaseBoxes) else moved
-    if "masks" in kept:
-        kept.masks = _crop_masks(kept.masks, window, flip)
-    return kept
+    moved, keep = move_boxes(boxes, window, flip, min_kept)
+    out = instances[keep]
+    out.bboxes = HorizontalBoxes(moved) if isinstance(instances.bboxes, BaseBoxes) else moved
+    if "masks" in out:
+        out.masks = _crop_masks(out.masks, window, flip)
+    return out
 
 
-def clip_boxes(boxes: Tensor, window: tuple[int, int, int, int], flip: bool) -> Tensor:
-    """xyxy boxes in the window's own coordinates, clipped to it, mirrored where the window is."""
-    x0, y0, x1, y1 = window
-    w, h = x1 - x0, y1 - y0
-    moved = boxes - boxes.new_tensor([x0, y0, x0, y0])
-    moved = torch.stack(
-        [moved[:, 0].clamp(0, w), moved[:, 1].clamp(0, h), moved[:, 2].clamp(0, w), moved[:, 3].clamp(0, h)],
-        dim=1,
-    )
+def move_boxes(boxes: Tensor, window: Window, flip: bool, min_kept: float | None) -> tuple[Tensor, Tensor]:
+    """xyxy boxes that stay, in the window's coordinates, and the bool ``[n]`` of which they are."""
+    exact = boxes.double()
+    keep = torch.ones_like(exact[:, 0], dtype=torch.bool) if min_kept is None else kept(exact, window, min_kept)
+    moved = exact[keep] if min_kept is None else clip_to_window(exact[keep], window)
     if flip:
-        moved = torch.stack([w - moved[:, 2], moved[:, 1], w - moved[:, 0], moved[:, 3]], dim=1)
-    return moved
+        moved = flip_boxes(moved, window[2] - window[0])
+    return moved.to(boxes.dtype), keep
 
 
-def _crop_masks(masks: Any, window: tuple[int, int, int, int], flip: bool) -> Any:
+def _crop_masks(masks: Any, window: Window, flip: bool) -> Any:
     masks = masks.crop(np.array(window))
     return masks.flip("horizontal") if flip else masks

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ikd_fast.augment import AdaptiveFreqAug, AugPlan, Branch
+from ikd_fast.augment import AdaptiveFreqAug, AugPlan, Branch, geometry
 from ikd_fast.kernels.reference.philox import philox4x32
 
 SIZE = (200, 300)
@@ -259,3 +259,25 @@ def test_box_formats_give_one_plan(many) -> None:
         norm.append(np.concatenate([centre / (w, h), side / (w, h)], 1))
     xyxy = AdaptiveFreqAug(**OPTIONS).plan(boxes, sizes, ids, 2)
     assert AdaptiveFreqAug(box_format="cxcywh_norm", **OPTIONS).plan(norm, sizes, ids, 2) == xyxy
+
+
+def test_min_kept_drops_slivers_and_asks_a_survivor_for_its_share() -> None:
+    """By hand: boxes with 100 %, 40 %, 39 % and 0 % of their area left of x = 100."""
+    boxes = torch.tensor(
+        [[10.0, 10.0, 60.0, 60.0], [60.0, 0.0, 160.0, 10.0], [61.0, 0.0, 161.0, 10.0], [100.0, 0.0, 120.0, 9.0]]
+    )
+    window = (0, 0, 100, 100)
+    for min_kept, expected in ((0.0, [0, 1, 2]), (0.4, [0, 1]), (0.5, [0]), (1.0, [0])):
+        assert geometry.kept(boxes.double(), window, min_kept).nonzero().flatten().tolist() == expected
+    aug = AdaptiveFreqAug(crop_ratio=0.5, min_kept=0.9, noise_prob=0)
+    cut = 0
+    for key in range(200):
+        plan = aug.plan([boxes[:1] * 2], [(200, 200)], [key], 0)
+        _, (target,) = aug.apply(
+            [torch.zeros(3, 200, 200, dtype=torch.uint8)], [dict(boxes=boxes[:1] * 2, labels=[0])], plan
+        )
+        assert len(target["boxes"]) == 1
+        x0, y0, x1, y1 = target["boxes"][0].tolist()
+        assert (x1 - x0) * (y1 - y0) >= 0.9 * 100 * 100
+        cut += int(plan.branch[0]) == Branch.CROP
+    assert 20 < cut <= 200

@@ -101,7 +101,9 @@ def train_student(name: str, out: Path, root: Path, stop_at: int | None = None) 
     teacher = out / "teacher.pth"
     if not teacher.is_file():
         torch.manual_seed(1)
-        write_pth(teacher, MODELS.build(configs.load("teacher.py", splits).model).state_dict(), ("red", "green"))
+        write_pth(
+            teacher, MODELS.build(configs.load("teacher.py", splits).model).state_dict(), ("red", "green")
+        )
 
     def advance(done: int, total: int) -> None:
         assert total == 4
