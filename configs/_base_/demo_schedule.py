@@ -1,4 +1,5 @@
-# 30 epochs of 10 steps: AdamW. A checkpoint after each epoch, the last one kept.
+# 30 epochs of 10 steps: AdamW. A checkpoint after each epoch; the last two are kept, so that one is
+# whole when the run is killed while it writes.
 default_scope = "mmdet"
 custom_imports = dict(imports=["ikd_fast.mmdet"])
 
@@ -28,7 +29,7 @@ default_hooks = dict(
     timer=dict(type="IterTimerHook"),
     logger=dict(type="LoggerHook", interval=10),
     param_scheduler=dict(type="ParamSchedulerHook"),
-    checkpoint=dict(type="CheckpointHook", interval=1, max_keep_ckpts=1),
+    checkpoint=dict(type="CheckpointHook", interval=1, max_keep_ckpts=2),
     sampler_seed=dict(type="DistSamplerSeedHook"),
 )
 env_cfg = dict(mp_cfg=dict(mp_start_method="fork", opencv_num_threads=0))

@@ -53,8 +53,10 @@ class DiversityDraw:
             if isinstance(target, dict) and "boxes" in target:
                 boxes = target["boxes"]
                 (h, w), (x0, y0, new_w, new_h) = self.sizes[i], self.windows[i]
-                scale = boxes.new_tensor([new_w / w, new_h / h, new_w / w, new_h / h])
-                moved[i] = {**target, "boxes": boxes * scale + boxes.new_tensor([x0, y0, x0, y0])}
+                # Scalars, not tensors of them: those would be a blocking copy to the boxes' device.
+                x = boxes[:, 0::2] * (new_w / w) + x0
+                y = boxes[:, 1::2] * (new_h / h) + y0
+                moved[i] = {**target, "boxes": torch.stack([x[:, 0], y[:, 0], x[:, 1], y[:, 1]], dim=1)}
         return moved
 
 

@@ -63,10 +63,18 @@ def set_run(cfg: Config, work_dir: Path, epochs: Epochs, *, seed: int, init: Pat
     set_seed(cfg, seed)
     # A checkpoint costs as much as a step or two: about ten a run, always one at the end.
     cfg.default_hooks.checkpoint.interval = max(1, epochs.count // 10)
-    cfg.resume = (work_dir / "last_checkpoint").is_file()
-    cfg.load_from = None if cfg.resume or init is None else str(init)
+    last = last_checkpoint(work_dir)
+    cfg.resume = last is not None
+    cfg.load_from = str(last or init) if last or init else None
     cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     cfg.test_cfg = cfg.test_dataloader = cfg.test_evaluator = None
+
+
+def last_checkpoint(work_dir: Path) -> Path | None:
+    """The newest whole checkpoint of ``work_dir``, wherever that folder has been moved to since."""
+    pointer = work_dir / "last_checkpoint"
+    path = work_dir / Path(pointer.read_text().strip()).name if pointer.is_file() else None
+    return path if path is not None and path.is_file() else None
 
 
 def set_seed(cfg: Config, seed: int) -> None:

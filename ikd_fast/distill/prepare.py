@@ -93,10 +93,10 @@ def _scaled(image: Tensor, units: PixelUnits | None, i: int) -> Tensor:
 
 def _to(targets: Any, device: torch.device) -> Any:
     if isinstance(targets, Tensor):
-        return targets.to(device)
+        return targets.to(device, non_blocking=True)
     if isinstance(targets, (list, tuple)):
         return [
-            {k: v.to(device) if isinstance(v, Tensor) else v for k, v in t.items()}
+            {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in t.items()}
             if isinstance(t, dict)
             else _to(t, device)
             for t in targets

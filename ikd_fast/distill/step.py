@@ -45,16 +45,10 @@ class StepBatch:
         boxes, labels = [], []
         for i in range(len(self.sizes)):
             target = dicts[i] if i < len(dicts) and isinstance(dicts[i], dict) else {}
-            boxes.append(
-                torch.as_tensor(target.get("boxes", torch.zeros(0, 4)))
-                .to(self.clean.device, torch.float32)
-                .reshape(-1, 4)
-            )
-            labels.append(
-                torch.as_tensor(target.get("labels", torch.zeros(len(boxes[-1]), dtype=torch.long))).to(
-                    self.clean.device
-                )
-            )
+            found = torch.as_tensor(target.get("boxes", torch.zeros(0, 4))).reshape(-1, 4)
+            boxes.append(found.to(self.clean.device, torch.float32, non_blocking=True))
+            names = torch.as_tensor(target.get("labels", torch.zeros(len(found), dtype=torch.long)))
+            labels.append(names.to(self.clean.device, non_blocking=True))
         return DistillContext(
             boxes=boxes,
             labels=labels,

@@ -29,8 +29,9 @@ def input_diversity(images: Tensor, frames: Tensor, windows: Tensor, fill: Tenso
     """
     _, _, height, width = images.shape
     work = torch.float64 if images.dtype == torch.float64 else torch.float32
-    windows = windows.to(images.device, work)
-    frames = frames.to(images.device, work)
+    # Host tensors of a few numbers: copied without waiting.
+    windows = windows.to(images.device, work, non_blocking=True)
+    frames = frames.to(images.device, work, non_blocking=True)
     x, in_x, frame_x = _axis(width, frames[:, 1], windows[:, 0], windows[:, 2])
     y, in_y, frame_y = _axis(height, frames[:, 0], windows[:, 1], windows[:, 3])
     # grid_sample's coordinates: -1 and 1 are the outer edges of the first and last pixel.
@@ -44,7 +45,7 @@ def input_diversity(images: Tensor, frames: Tensor, windows: Tensor, fill: Tenso
     moved = F.grid_sample(images.to(work), grid, mode="bilinear", padding_mode="border", align_corners=False)
     inside = (in_y[:, None, :, None] & in_x[:, None, None, :]).expand_as(moved)
     frame = (frame_y[:, None, :, None] & frame_x[:, None, None, :]).expand_as(moved)
-    out = torch.where(inside, moved, torch.as_tensor(fill, device=images.device, dtype=work))
+    out = torch.where(inside, moved, fill.to(images.device, work, non_blocking=True))
     return torch.where(frame, out, images.to(work)).to(images.dtype)
 
 
