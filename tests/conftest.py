@@ -11,6 +11,8 @@ THREADS = 2
 ROOT = Path(__file__).resolve().parents[1]
 
 # Before torch is imported, and inherited by the processes that tests start.
+# Threads that spin while they wait cost a busy machine several times what they save.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[_name] = str(min(THREADS, int(os.environ.get(_name, THREADS))))
 

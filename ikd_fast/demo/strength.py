@@ -1,16 +1,25 @@
-"""How strong the step's attacks are on the demo's teacher: class loss and AP50 on validation tiles. Imports mmdet."""
+"""How strong the step's attacks are on the demo's teacher: class loss and AP50 on validation tiles. Imports mmdet.
+
+``python -m ikd_fast.demo.strength runs/demo/data`` prints the table for the shipped teacher.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 import ikd_fast.mmdet  # noqa: F401
-from ikd_fast.analysis import StrengthRow, attack_strength
+from ikd_fast.analysis import StrengthRow, attack_strength, strength_table
 from ikd_fast.attack import OnlineDIFGSM
+from ikd_fast.demo import configs
+from ikd_fast.demo.coco import find_splits
+from ikd_fast.demo.evaluate import load_model
+from ikd_fast.demo.quiet import quiet
+from ikd_fast.demo.teacher import SHIPPED, read_teacher
 from ikd_fast.mmdet.build import preprocessor_facts
 from ikd_fast.mmdet.samples import image_key, to_targets
 from ikd_fast.mmdet.victim import MMDetVictim
@@ -76,3 +85,22 @@ def _in_network_pixels(samples: list[Any]) -> list[dict[str, Any]]:
         sx, sy = target["scale"]
         target["boxes"] = target["boxes"] * target["boxes"].new_tensor([sx, sy, sx, sy])
     return targets
+
+
+def main(root: Path, log: Path) -> None:
+    """Print the table for the shipped teacher on the validation tiles below ``root``."""
+    with quiet(log):
+        cfg = configs.load("teacher.py", find_splits(root), evaluate="val")
+        rows = teacher_strength(load_model(cfg, read_teacher(SHIPPED)), cfg)
+    print(strength_table(rows))
+
+
+if __name__ == "__main__":
+    import argparse
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("root", type=Path, help="data folder of a demo run, e.g. runs/demo/data")
+    parser.add_argument("--log", type=Path, default=Path("runs/strength.log"), help="where mmdet's own output goes")
+    given = parser.parse_args()
+    given.log.parent.mkdir(parents=True, exist_ok=True)
+    main(given.root, given.log)

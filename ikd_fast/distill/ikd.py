@@ -20,6 +20,8 @@ from .schedule import StopAt
 from .step import StepBatch, StepOutput
 from .taps import as_pyramid
 from .teacher import FrozenTeacher, run_tapped
+from .terms import log_key, loss_and_maps, task_terms, unique_names, weighted
+from .victim import StepVictim
 
 
 class IKD(nn.Module):
@@ -119,7 +121,7 @@ class IKD(nn.Module):
         self.token_grid = token_grid
         self.match = match
         self.seed = seed
-        self._names = _unique_names(self.losses)
+        self._names = unique_names(self.losses)
         if attack is not None and attack.objective_name == "cls" and attack.steps and victim is None:
             raise ValueError(
                 "attack objective 'cls' needs victim=: (images, targets) -> classification loss of the teacher, e.g. "
@@ -184,7 +186,7 @@ class IKD(nn.Module):
             teacher_maps = self.teacher.pyramids(batch.clean, self._teacher_sources(self.losses), batch.sizes)
             for loss, name, s, t in zip(self.losses, self._names, maps, teacher_maps, strict=True):
                 s, t = match_pyramids(s, t, loss.source, self.match)
-                terms[f"kd/{name}"] = _weighted(loss(s, t, ctx), 1.0, f"kd/{name}", logs)
+                terms[f"kd/{name}"] = weighted(loss(s, t, ctx), 1.0, f"kd/{name}", logs)
         if self.adversarial and batch.active:
             adversarial = self.craft(batch)
             terms["kd/adv"] = self._adversarial_branch(batch, adversarial, ctx, logs)
@@ -194,14 +196,15 @@ class IKD(nn.Module):
             logs["aug/crop_frac"] = torch.tensor(float(batch.plan.crop_frac))
             logs["aug/noise_frac"] = torch.tensor(float(batch.plan.noise_frac))
         for name, term in terms.items():
-            logs[f"share/{_log_key(name)}"] = (term / total).detach()
+            logs[f"share/{log_key(name)}"] = (term / total).detach()
         return StepOutput(total, terms, logs, batch.plan)
 
     def craft(self, batch: StepBatch) -> AttackOutput:
         """Adversarial examples of the teacher on x_geo."""
         if self.attack is None:
             raise RuntimeError("this IKD has no attack: build it with attack=OnlineDIFGSM(...)")
-        victim = _StepVictim(self, batch.sizes)
+        (source,) = self._teacher_sources([self.adv_loss])
+        victim = StepVictim(self.teacher, source, self.victim, batch.sizes)
         return self.attack(
             victim,
             batch.geo,
@@ -224,10 +227,10 @@ class IKD(nn.Module):
         tapped = run_tapped(self.student, paths, run, batch.clean, self.token_grid)
         if not result:
             run()
-        value, given = _pair(result[0]) if len(paths) < len(sources) else (result[0], None)
+        value, given = loss_and_maps(result[0]) if len(paths) < len(sources) else (result[0], None)
         rest = iter(tapped)
         maps = [as_pyramid(given, self.token_grid) if callable(s) else next(rest) for s in sources]
-        return _task_terms(value), maps
+        return task_terms(value), maps
 
     def _adversarial_branch(
         self, batch: StepBatch, adversarial: AttackOutput, ctx: DistillContext, logs: dict[str, Tensor]
@@ -240,7 +243,7 @@ class IKD(nn.Module):
             )
         (t,) = self.teacher.pyramids(images, self._teacher_sources([self.adv_loss]), batch.sizes)
         s, t = match_pyramids(s, t, source, self.match)
-        return _weighted(self.adv_loss(s, t, ctx), self.beta, "kd/adv", logs)
+        return weighted(self.adv_loss(s, t, ctx), self.beta, "kd/adv", logs)
 
     def _attack_logs(self, out: AttackOutput) -> dict[str, Tensor]:
         grey = self.units.grey_level(out.delta) if self.units is not None else 1.0
@@ -295,25 +298,6 @@ class IKD(nn.Module):
             loss.to(parameter.device)
 
 
-class _StepVictim:
-    """The teacher as the attack sees it, for the sizes of one batch."""
-
-    def __init__(self, ikd: IKD, sizes: list[tuple[int, int]]) -> None:
-        self.ikd, self.sizes = ikd, sizes
-
-    def features(self, images: Tensor) -> list[Tensor]:
-        if hasattr(self.ikd.victim, "features"):
-            return self.ikd.victim.features(images)
-        sources = self.ikd._teacher_sources([self.ikd.adv_loss])
-        return self.ikd.teacher.watch(images, sources, self.sizes)[0]
-
-    def cls_loss(self, images: Tensor, targets: Any) -> Tensor:
-        victim = self.ikd.victim
-        convert = self.ikd.teacher.convert
-        images = images if convert is None else convert(images, self.sizes)
-        return victim.cls_loss(images, targets) if hasattr(victim, "cls_loss") else victim(images, targets)
-
-
 def _units(
     units: PixelUnits | None, attack: OnlineDIFGSM | None, augment: AdaptiveFreqAug | None
 ) -> PixelUnits | None:
@@ -331,54 +315,3 @@ def _units(
     if len(set(map(repr, said.values()))) > 1:
         raise ValueError(f"units, attack and augment describe the images differently: {said}")
     return next(iter(said.values()), None)
-
-
-def _unique_names(losses: Any) -> list[str]:
-    names: list[str] = []
-    for loss in losses:
-        name, k = loss.name, 1
-        while name in names:
-            name, k = f"{loss.name}_{k}", k + 1
-        names.append(name)
-    return names
-
-
-def _weighted(
-    value: Tensor | Mapping[str, Tensor], weight: float, key: str, logs: dict[str, Tensor]
-) -> Tensor:
-    """Weighted sum of a loss's levels, each logged."""
-    if isinstance(value, Tensor):
-        return weight * value
-    for level, term in value.items():
-        logs[_log_key(f"{key}.{level}")] = weight * term.detach()
-    return weight * torch.stack(list(value.values())).sum()
-
-
-def _log_key(name: str) -> str:
-    """Trainers sum what is called a loss; what is only logged must not be."""
-    return name.removeprefix("task/").replace("loss_", "").replace("loss", "l")
-
-
-def _pair(value: Any) -> tuple[Any, Any]:
-    if not (isinstance(value, tuple) and len(value) == 2):
-        raise TypeError(
-            "features is a callable, so task_loss must return (loss, maps): the student's clean forward is run once; "
-            f"got {type(value).__name__}"
-        )
-    return value
-
-
-def _task_terms(value: Any) -> dict[str, Tensor]:
-    if isinstance(value, Tensor):
-        value = {"task": value}
-    if not isinstance(value, Mapping) or not value:
-        raise TypeError(
-            f"task_loss must return a scalar Tensor or a dict of scalars, got {type(value).__name__}"
-        )
-    terms = {}
-    for name, term in value.items():
-        if not isinstance(term, Tensor) or term.dim() != 0:
-            got = list(term.shape) if isinstance(term, Tensor) else type(term).__name__
-            raise TypeError(f"task_loss[{name!r}] must be a scalar Tensor, got {got}")
-        terms[f"task/{name}"] = term
-    return terms
