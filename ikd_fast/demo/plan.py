@@ -11,7 +11,7 @@ from pathlib import Path
 from ikd_fast.demo.errors import DemoError
 from ikd_fast.demo.files import write_json
 
-DEFAULT_STEPS, QUICK_STEPS = 250, 8
+DEFAULT_STEPS, QUICK_STEPS = 300, 8
 STUDENTS = {"alone": "student.py", "fgd": "fgd.py", "fgd_ikd": "fgd_ikd.py"}
 """The students by name, each with its config in ``configs/demo``."""
 

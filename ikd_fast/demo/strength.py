@@ -98,9 +98,13 @@ def main(root: Path, log: Path) -> None:
 if __name__ == "__main__":
     import argparse
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("root", type=Path, help="data folder of a demo run, e.g. runs/demo/data")
-    parser.add_argument("--log", type=Path, default=Path("runs/strength.log"), help="where mmdet's own output goes")
+    parser.add_argument(
+        "--log", type=Path, default=Path("runs/strength.log"), help="where mmdet's own output goes"
+    )
     given = parser.parse_args()
     given.log.parent.mkdir(parents=True, exist_ok=True)
     main(given.root, given.log)

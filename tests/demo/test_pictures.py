@@ -36,15 +36,23 @@ def test_smoothing_looks_back_only() -> None:
 def test_the_busiest_images_without_crowds() -> None:
     coco = {
         "images": [{"id": 1}, {"id": 2}, {"id": 3}],
+        "categories": [{"id": 7, "name": "cat"}, {"id": 3, "name": "dog"}],
         "annotations": [
-            {"image_id": 3, "bbox": [1, 2, 3, 4]},
-            {"image_id": 2, "bbox": [0, 0, 1, 1], "iscrowd": 1},
-            {"image_id": 2, "bbox": [5, 5, 1, 1]},
+            {"image_id": 3, "bbox": [1, 2, 3, 4], "category_id": 7},
+            {"image_id": 2, "bbox": [0, 0, 1, 1], "category_id": 7, "iscrowd": 1},
+            {"image_id": 2, "bbox": [5, 5, 1, 1], "category_id": 3},
         ],
     }
     (first, boxes), (second, _) = busiest(coco, 2)
     assert (first["id"], second["id"]) == (2, 3)
-    assert boxes.tolist() == [[5, 5, 6, 6]]
+    assert boxes.tolist() == [[5, 5, 6, 6, 1]]
+
+
+def test_a_right_box_of_the_wrong_class_is_wrong() -> None:
+    truth = np.array([[0.0, 0, 10, 10, 1], [0, 0, 10, 10, 0]])
+    hit, found = match(np.array([[0.0, 0, 10, 10, 0], [0, 0, 10, 10, 2]]), np.array([0.8, 0.9]), truth)
+    assert hit.tolist() == [True, False]
+    assert found.tolist() == [False, True]
 
 
 def test_seeds_picture_is_a_png(tmp_path) -> None:

@@ -42,15 +42,16 @@ def draw_detections(path: Path, out: Path, splits: dict[str, Split]) -> Path:
             samples = model.test_step(pseudo_collate([dataset[places[image["id"]]] for image, _ in chosen]))
         for row, (sample, (image, truth)) in enumerate(zip(samples, chosen, strict=True)):
             found = sample.pred_instances[sample.pred_instances.scores >= SCORE]
-            hit, matched = match(found.bboxes.numpy(), found.scores.numpy(), truth)
+            boxes = np.concatenate([found.bboxes.numpy(), found.labels.numpy()[:, None]], axis=1)
+            hit, matched = match(boxes, found.scores.numpy(), truth)
             ax = axes[row, column]
             pixels = np.asarray(Image.open(split.root / split.prefix / image["file_name"]).convert("RGB"))
             show(ax, pixels, f"{TITLES[name]}\n{hit.sum()} of {len(truth)} found, {(~hit).sum()} wrong")
-            draw_boxes(ax, truth[~matched], MISSED, "--")
-            draw_boxes(ax, found.bboxes.numpy()[hit], FOUND, width=1.5)
-            draw_boxes(ax, found.bboxes.numpy()[~hit], WRONG, width=1.5)
+            draw_boxes(ax, truth[~matched, :4], MISSED, "--")
+            draw_boxes(ax, boxes[hit, :4], FOUND, width=1.5)
+            draw_boxes(ax, boxes[~hit, :4], WRONG, width=1.5)
     names = (
-        ("found (IoU 0.5 or more)", FOUND, "-"),
+        ("found (right class, IoU 0.5 or more)", FOUND, "-"),
         ("wrong", WRONG, "-"),
         ("annotated, missed", MISSED, "--"),
     )
@@ -67,14 +68,15 @@ def draw_detections(path: Path, out: Path, splits: dict[str, Split]) -> Path:
 
 
 def busiest(coco: dict, count: int) -> list[tuple[dict, np.ndarray]]:
-    """The ``count`` images with the most boxes, ties by id: (image entry, ``[n,4]`` xyxy boxes)."""
+    """The ``count`` images with the most boxes, ties by id: (image entry, ``[n,5]`` xyxy boxes and class indices)."""
+    labels = {category["id"]: float(i) for i, category in enumerate(coco["categories"])}
     boxes: dict[int, list[list[float]]] = {image["id"]: [] for image in coco["images"]}
     for row in coco["annotations"]:
         if not row.get("iscrowd"):
             x, y, w, h = row["bbox"]
-            boxes[row["image_id"]].append([x, y, x + w, y + h])
+            boxes[row["image_id"]].append([x, y, x + w, y + h, labels[row["category_id"]]])
     order = sorted(coco["images"], key=lambda image: (-len(boxes[image["id"]]), image["id"]))
-    return [(image, np.array(boxes[image["id"]]).reshape(-1, 4)) for image in order[:count]]
+    return [(image, np.array(boxes[image["id"]]).reshape(-1, 5)) for image in order[:count]]
 
 
 def match(
@@ -82,16 +84,18 @@ def match(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Greedy matching by falling score, each annotated box once: (detection is right ``[n]``, annotation is found ``[m]``).
 
+    Boxes are xyxy; columns after the fourth, such as the class, must be equal in both.
+
     >>> hit, found = match(np.array([[0.0, 0, 10, 10]]), np.array([0.9]), np.array([[0.0, 0, 10, 8], [50, 50, 60, 60]]))
     >>> hit.tolist(), found.tolist()
     ([True], [True, False])
     """
     hit, found = np.zeros(len(boxes), bool), np.zeros(len(truth), bool)
     for i in np.argsort(-scores, kind="stable"):
-        low, high = np.maximum(truth[:, :2], boxes[i, :2]), np.minimum(truth[:, 2:], boxes[i, 2:])
+        low, high = np.maximum(truth[:, :2], boxes[i, :2]), np.minimum(truth[:, 2:4], boxes[i, 2:4])
         shared = (high - low).clip(0).prod(1)
-        union = (truth[:, 2:] - truth[:, :2]).prod(1) + (boxes[i, 2:] - boxes[i, :2]).prod() - shared
-        iou = np.where(found, 0.0, shared / np.maximum(union, 1e-9))
+        union = (truth[:, 2:4] - truth[:, :2]).prod(1) + (boxes[i, 2:4] - boxes[i, :2]).prod() - shared
+        iou = np.where(found | (truth[:, 4:] != boxes[i, 4:]).any(1), 0.0, shared / np.maximum(union, 1e-9))
         if len(truth) and iou.max() >= threshold:
             hit[i] = found[iou.argmax()] = True
     return hit, found
