@@ -7,6 +7,4 @@ model = dict(
     teacher_config="ikd_fast::demo/teacher.py",
     teacher_ckpt="ikd_fast::demo_teacher.safetensors",
     losses=[dict(type="FGDLoss", preset="retinanet")],
-    adv=None,
-    augment=None,
 )

@@ -42,7 +42,7 @@ def test_builds_and_makes_a_step(name):
     assert bool(total.isfinite())
     expected = {"loss_cls", "loss_bbox"}
     if "losses" in model:
-        expected |= {"loss_kd/fgd"} | ({"loss_kd/adv"} if model.adv else set())
+        expected |= {"loss_kd/fgd"} | ({"loss_kd/adv"} if model.get("adv") else set())
     assert {k for k in losses if "loss" in k} == expected
 
 
