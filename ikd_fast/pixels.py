@@ -58,6 +58,11 @@ class PixelUnits:
                 )
             if min(std) <= 0:
                 raise ValueError(f"std must be positive, got {std}")
+            if max(std) < 1:
+                raise ValueError(
+                    f"mean and std are in 0..255 grey levels, got std={std}, which looks like 0..1; write them times 255, e.g. "
+                    "mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375)"
+                )
             object.__setattr__(self, "mean", mean)
             object.__setattr__(self, "std", std)
 

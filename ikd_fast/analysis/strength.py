@@ -54,12 +54,15 @@ def attack_strength(
     Args:
         victim: gives ``features(images)`` and ``cls_loss(images, targets)``.
         batches: called once per row; yields (images ``[N, C, H, W]``, targets with ``size``, image ids).
-        attacks: by name; put ``OnlineDIFGSM("random_sign", eps=...)`` among them, gains mean little without it.
+        attacks: by name. For every eps without an ``OnlineDIFGSM("random_sign")`` one is added: gains mean little without.
         units: what the images are.
         evaluate: takes the perturbed batches of one row, in order, and returns metrics such as ``{"AP50": ...}``.
     """
+    controlled = {a.eps for a in attacks.values() if a.mode == "random_sign"}
+    missing = sorted({a.eps for a in attacks.values()} - controlled)
+    controls = {f"random sign, eps {eps:g}": OnlineDIFGSM("random_sign", eps=eps) for eps in missing}
     rows = []
-    for name, attack in [("clean", None), *attacks.items()]:
+    for name, attack in [("clean", None), *controls.items(), *attacks.items()]:
         sums = _Sums()
         metrics = {} if evaluate is None else evaluate(_perturbed(victim, batches(), attack, units, sums))
         if evaluate is None:
@@ -102,11 +105,13 @@ def _perturbed(
     victim: Victim, batches: Iterable, attack: OnlineDIFGSM | None, units: PixelUnits, sums: _Sums
 ) -> Iterable[Tensor]:
     for images, targets, ids in batches:
+        _wait(images)
         start = time.perf_counter()
         if attack is None:
             out = AttackOutput(images, torch.zeros_like(images))
         else:
             out = attack(victim, images, targets, image_ids=ids, epoch=0, units=units)
+        _wait(images)
         seconds = time.perf_counter() - start
         with torch.no_grad():
             loss = victim.cls_loss(out.images, targets)
@@ -118,6 +123,11 @@ def _perturbed(
             float(loss.mean()), float(change), out.delta / units.grey_level(images), len(images), seconds
         )
         yield out.images
+
+
+def _wait(images: Tensor) -> None:
+    if images.is_cuda:
+        torch.cuda.synchronize(images.device)
 
 
 def strength_table(rows: Iterable[StrengthRow]) -> str:

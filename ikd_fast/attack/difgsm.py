@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,7 +16,8 @@ from .batch import AttackBatch, AttackOutput
 from .diversity import DiversityDraw, draw_diversity
 from .objectives import resolve_objective
 
-MODES = ("iterative", "single", "random_sign")
+_DEFAULT_STEPS = {"iterative": 5, "single": 1, "random_sign": 0}
+MODES = tuple(_DEFAULT_STEPS)
 
 
 class OnlineDIFGSM:
@@ -38,7 +40,7 @@ class OnlineDIFGSM:
             gradient.
         eps: radius in 0..255 grey levels.
         step_size: grey levels a step. Default 2 (``iterative``) or 1.25 eps (``single``).
-        steps: gradients of ``iterative``.
+        steps: gradients of ``iterative``, default 5; ``single`` has one, ``random_sign`` none.
         momentum: mu above.
         diversity_prob: probability of T per image and step. Default 0.5 (``iterative``, as the paper) or 0 (``single``: T
             buys transfer to other nets, and costs strength on the victim itself).
@@ -76,7 +78,7 @@ class OnlineDIFGSM:
         *,
         eps: float = 8.0,
         step_size: float | None = None,
-        steps: int = 5,
+        steps: int | None = None,
         momentum: float = 0.0,
         diversity_prob: float | None = None,
         diversity_rate: float = 0.9,
@@ -93,15 +95,25 @@ class OnlineDIFGSM:
             raise ValueError(f"mode must be one of {list(MODES)}, got {mode!r}")
         self.mode = mode
         self.eps = _in_range("eps", eps, 0, 255)
+        if 0 < self.eps < 0.5:
+            warnings.warn(
+                f"eps is in 0..255 grey levels, got {eps:g}; 8/255 of a 0..1 image is written eps=8",
+                stacklevel=2,
+            )
         self.step_size = _in_range(
             "step_size",
             (2.0 if mode == "iterative" else 1.25 * eps) if step_size is None else step_size,
             0,
             510,
         )
-        if not (isinstance(steps, int) and steps >= 1):
+        steps = _DEFAULT_STEPS[mode] if steps is None else steps
+        if not (isinstance(steps, int) and steps >= min(1, _DEFAULT_STEPS[mode])):
             raise ValueError(f"steps must be an integer >= 1, got {steps!r}")
-        self.steps = {"iterative": steps, "single": 1, "random_sign": 0}[mode]
+        if mode != "iterative" and steps != _DEFAULT_STEPS[mode]:
+            raise ValueError(
+                f"mode {mode!r} spends {_DEFAULT_STEPS[mode]} gradients, got steps={steps}; write mode='iterative'"
+            )
+        self.steps = steps
         self.momentum = _in_range("momentum", momentum, 0, float("inf"))
         default_prob = 0.5 if mode == "iterative" else 0.0
         self.diversity_prob = _in_range(
@@ -155,8 +167,8 @@ class OnlineDIFGSM:
         low, high = torch.minimum(low, work), torch.maximum(high, work)
         valid = _valid(work, sizes)
         radius, step = self.eps * grey, self.step_size * grey
-        # Zero is what published DI-FGSM pads with in each scale: black, mid-grey, or the mean colour.
-        fill = work.new_zeros(())
+        # Mid-grey, the zero of the original code's -1..1 images, is the same colour in every scale.
+        fill = units.from_pixels(torch.full_like(work[0, :, :1, :1], 127.5), work.dtype)
 
         def project(delta: Tensor) -> Tensor:
             delta = torch.minimum(torch.maximum(delta, -radius), radius) * valid

@@ -46,7 +46,11 @@ def sample_window(key: tuple[int, int, int], index: int, size: tuple[int, int], 
 
 
 def choose_window(
-    xyxy: np.ndarray, key: tuple[int, int, int], size: tuple[int, int], crop_ratio: float, min_kept: float = 0.0
+    xyxy: np.ndarray,
+    key: tuple[int, int, int],
+    size: tuple[int, int],
+    crop_ratio: float,
+    min_kept: float = 0.0,
 ) -> Window:
     """The first window of ten that at least one box survives (see ``geometry.kept``), else the whole image."""
     x1, y1, x2, y2 = xyxy.T

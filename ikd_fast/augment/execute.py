@@ -30,7 +30,9 @@ def geometry(
     for i, target in enumerate(targets):
         canvas = tuple(images.shape[-2:]) if batch.stacked else None
         new_targets.append(
-            transform(target, windows[i], flips[i], sizes[i], canvas, box_format, drop_empty, plan.min_kept, i)
+            transform(
+                target, windows[i], flips[i], sizes[i], canvas, box_format, drop_empty, plan.min_kept, i
+            )
         )
     return batch.rebuild(views, changed, clear=True), new_targets
 

@@ -112,7 +112,8 @@ def transform(
 ) -> dict[str, Any]:
     """One image's annotations after crop and flip; ``size``: (h, w) before, ``canvas``: the stack's.
 
-    Boxes that keep no area, or less than ``min_kept`` of theirs, go, with their labels, masks and every other list, array or tensor of their
+    Boxes that keep no area, or less than ``min_kept`` of theirs, go,
+    with their labels, masks and every other list, array or tensor of their
     number. Images left whole keep their boxes as they are (those with no area go if ``drop_empty``).
     """
     boxes = boxes_of(target, i)

@@ -9,15 +9,25 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+from PIL import Image
+
 from ikd_fast.demo.errors import DemoError
 
+_ORIENTATION = 0x0112  # the EXIF tag
 LAYOUTS = (("annotations/{}.json", "{}"), ("annotations/instances_{}2017.json", "{}2017"))
 """(annotation file, image folder) below the root, with the split's name for ``{}``."""
 
 
+OPENED = 2000
+"""The headers of so many image files a split are read before anything is trained."""
+
+
 @dataclass(frozen=True)
 class Split:
-    """One checked split. ``classes`` are in the order of the file, which is the order of mmdet's labels."""
+    """One checked split. ``classes`` are in the order of the file, which is the order of mmdet's labels.
+
+    ``opened``: how many of its image files were compared with their entries, the first ones.
+    """
 
     name: str
     root: Path
@@ -26,6 +36,7 @@ class Split:
     classes: tuple[str, ...]
     images: int
     boxes: int
+    opened: int = 0
 
 
 def find_split(root: Path, name: str) -> Split:
@@ -42,7 +53,7 @@ def find_split(root: Path, name: str) -> Split:
     wanted = " or ".join(
         f"{root / a.format(name)} with images in {root / p.format(name)}/" for a, p in LAYOUTS
     )
-    raise DemoError(f"annotation file missing: expected {wanted}")
+    raise DemoError(f"annotation file missing: expected {wanted}", usage=True)
 
 
 def find_splits(
@@ -82,7 +93,11 @@ def _check(name: str, root: Path, ann_file: str, prefix: str) -> Split:
         raise DemoError(f"{path}: image ids must be unique, {len(images)} images have {len(ids)} ids")
     for i, row in enumerate(annotations):
         _check_annotation(path, i, row, ids, known)
-    return Split(name, root, ann_file, prefix + "/", classes, len(images), len(annotations))
+    _check_usable(path, images, annotations)
+    for i, row in enumerate(images[:OPENED]):
+        _check_file(path, i, row, root / prefix / row["file_name"])
+    opened = min(len(images), OPENED)
+    return Split(name, root, ann_file, prefix + "/", classes, len(images), len(annotations), opened)
 
 
 def _read(path: Path) -> dict[str, list[Any]]:
@@ -121,6 +136,50 @@ def _check_image(path: Path, i: int, row: Any, folder: Path) -> None:
         )
     if not (folder / name).is_file():
         raise DemoError(f"{path}: images[{i}]: image {folder / name} is missing")
+
+
+def _check_file(path: Path, i: int, row: Any, file: Path) -> None:
+    """Compare an image file's header with its entry; pixels are not read."""
+    try:
+        with Image.open(file) as image:
+            size = image.size
+            # The loader turns an image by its EXIF orientation; 5 to 8 swap its sides.
+            turned = size[::-1] if image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8) else size
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DemoError(
+            f"{path}: images[{i}]: {file} is not an image that can be read: {error}. Replace the file, or take the entry out"
+        ) from None
+    if turned != (row["width"], row["height"]):
+        raise DemoError(
+            f"{path}: images[{i}] says width {row['width']}, height {row['height']}, but {file} is "
+            f"{turned[0]} wide, {turned[1]} high{' by its EXIF orientation' if turned != size else ''}: "
+            "write the file's size, and boxes in its pixels"
+        )
+
+
+def _check_usable(path: Path, images: list[Any], annotations: list[Any]) -> None:
+    """At least one box must be left of those that mmdet's loader drops."""
+    sizes = {row["id"]: (row["width"], row["height"]) for row in images}
+    counts = {"crowd regions (iscrowd 1)": 0, "ignored": 0, "outside their image": 0, "thinner than 1 pixel or of area 0": 0}
+    crowd, ignored, outside, thin = counts
+    for row in annotations:
+        (x, y, w, h), (width, height) = row["bbox"], sizes[row["image_id"]]
+        if row.get("iscrowd"):
+            counts[crowd] += 1
+        elif row.get("ignore"):
+            counts[ignored] += 1
+        elif w < 1 or h < 1 or row["area"] <= 0:
+            counts[thin] += 1
+        elif min(x + w, width) <= max(x, 0) or min(y + h, height) <= max(y, 0):
+            counts[outside] += 1
+        else:
+            return
+    found = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+    first = f"the first is annotations[0] with bbox {annotations[0]['bbox']}, area {annotations[0]['area']}"
+    raise DemoError(
+        f"{path}: none of the {len(annotations)} annotations is a box to learn or to find: {found}; {first}. "
+        "Expected at least one with bbox [x, y, width, height] in pixels inside its image, area above 0 and iscrowd 0"
+    )
 
 
 def leaves_folder(name: str) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import json
-import shutil
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ikd_fast.demo.errors import DemoError
 from ikd_fast.demo.fetch import PACKAGE, read_source
 from ikd_fast.demo.files import write_bytes, write_json
 from ikd_fast.demo.tiles import MIN_KEPT, Rect, clip_boxes, covering_tiles, disjoint_tiles, split_columns
@@ -26,6 +26,10 @@ TRAIN_IMAGES = ("2019_YELL_2_528000_4978000_image_crop2", "2019_YELL_2_541000_49
 TEST_IMAGES = ("OSBS_029", "SOAP_061")
 TRAIN_TILE, TRAIN_STRIDE, VAL_TILE = 384, 256, 256
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
+MARKER = ".ikd-fast-demo"
+"""Written into a data folder before anything else: what lies beside it is the demo's own and may be written again."""
+
+SPLITS = ("train", "val", "test")
 VERSION = 1
 """Raised whenever the tiles change, so that an older data folder is written again."""
 
@@ -83,21 +87,25 @@ def read_voc(text: bytes) -> np.ndarray:
 def prepare(root: Path, *, wheel: Path | None = None, source: Path | None = None) -> Path:
     """Write the data set below ``root`` unless it is there already, and return ``root``.
 
-    The annotation files are written last and whole, so an interrupted call is simply repeated.
+    The annotation files are written last and whole, so an interrupted call is simply repeated. Nothing is ever deleted.
 
     Raises:
-        DemoError: the photographs cannot be had; see :func:`ikd_fast.demo.fetch.read_source`.
+        DemoError: the photographs cannot be had (see :func:`ikd_fast.demo.fetch.read_source`), or ``root`` holds files
+            under the demo's names that the demo did not write.
     """
     done = root / "annotations" / "done.json"
-    if done.is_file() and json.loads(done.read_text())["version"] == VERSION:
+    version = _version(done)
+    if version == VERSION:
         return root
+    if version is None and not (root / MARKER).is_file():
+        _refuse_foreign(root)
     files = read_source(wheel=wheel, source=source)
     names = (*TRAIN_IMAGES, *TEST_IMAGES)
     photos = {name: np.asarray(Image.open(io.BytesIO(files[f"{name}.png"])).convert("RGB")) for name in names}
     boxes = {name: read_voc(files[f"{name}.xml"]) for name in names}
     tiles = layout({name: (p.shape[1], p.shape[0]) for name, p in photos.items()})
-    for split in ("train", "val", "test"):
-        shutil.rmtree(root / split, ignore_errors=True)
+    write_bytes(root / MARKER, b"The data of `ikd-fast demo`; it may be written again.\n")
+    for split in SPLITS:
         chosen = [tile for tile in tiles if tile.split == split]
         for tile in chosen:
             r = tile.rect
@@ -111,6 +119,33 @@ def prepare(root: Path, *, wheel: Path | None = None, source: Path | None = None
     write_bytes(root / "LICENSE.deepforest", (ASSETS / "LICENSE.deepforest").read_bytes())
     write_json(done, {"version": VERSION, "source": PACKAGE})
     return root
+
+
+def _version(done: Path) -> int | None:
+    """The version of a finished data folder of ours; None where there is none."""
+    try:
+        facts = json.loads(done.read_text())
+    except (OSError, ValueError):
+        return None
+    ours = isinstance(facts, dict) and str(facts.get("source", "")).startswith("deepforest")
+    return facts.get("version") if ours else None
+
+
+def _refuse_foreign(root: Path) -> None:
+    names = (*SPLITS, "annotations", "README.md", "LICENSE.deepforest")
+    found = [root / name for name in names if (root / name).exists() or (root / name).is_symlink()]
+    foreign = [f"{path}{'/' if path.is_dir() else ''}" for path in found if not _is_empty_folder(path)]
+    if foreign:
+        raise DemoError(
+            f"the demo writes its data below {root}, where {', '.join(foreign)} "
+            f"{'is' if len(foreign) == 1 else 'are'} already and not the demo's (no {MARKER} beside).\n"
+            "Nothing was changed. Write another --out FOLDER, or move those away; to use a data set of yours, write --data FOLDER.",
+            usage=True,
+        )
+
+
+def _is_empty_folder(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
 
 
 def coco_json(tiles: list[Tile], boxes: dict[str, np.ndarray]) -> dict:

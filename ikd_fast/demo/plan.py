@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from ikd_fast.demo.errors import DemoError
 from ikd_fast.demo.files import write_json
@@ -62,15 +63,17 @@ def claim(out: Path, settings: Settings, *, fresh: bool) -> bool:
     """Make ``out`` the directory of a run with ``settings``; True if one is there to resume.
 
     Raises:
-        DemoError: it holds a run with other settings, and ``fresh`` is not given. The message names each difference.
+        DemoError: it holds a run with other settings, and ``fresh`` is not given; or files under a run's names and no run.
+            The message names each.
     """
+    refuse_foreign(out)
     state = out / "state.json"
     if fresh:
         clear(out)
     if not state.is_file():
         write_json(state, asdict(settings))
         return False
-    before, now = json.loads(state.read_text()), asdict(settings)
+    before, now = _read_state(out) or {}, asdict(settings)
     changed = [
         f"{key}: {before.get(key)!r} there, {now[key]!r} now" for key in now if before.get(key) != now[key]
     ]
@@ -83,11 +86,45 @@ def claim(out: Path, settings: Settings, *, fresh: bool) -> bool:
     return True
 
 
+def refuse_foreign(out: Path) -> None:
+    """Raise if ``out`` holds files under the names that a run writes, but no ``state.json`` of a run."""
+    found = [] if _read_state(out) is not None else _made(out)
+    if found:
+        raise DemoError(
+            f"{out} holds no run of ikd-fast demo (no state.json of one), but a run would write or delete "
+            f"{', '.join(path.name + ('/' if path.is_dir() else '') for path in found)} there.\n"
+            "Nothing was changed. Write another --out FOLDER, or move those away.",
+            usage=True,
+        )
+
+
 def clear(out: Path) -> None:
-    """Delete what a run writes below ``out``, and nothing else; the data set stays."""
-    for name in (*_MADE, *(path.name for path in out.glob("student_*.pth"))):
-        path = out / name
-        if path.is_dir():
+    """Delete what a run writes below ``out``, and nothing else; the data set stays. Only where a run's ``state.json`` is.
+
+    Raises:
+        DemoError: there is none, but files under a run's names are.
+    """
+    refuse_foreign(out)
+    # The state goes last: an interrupted clear is then still known as a run's folder.
+    for path in sorted(_made(out), key=lambda path: path.name == "state.json"):
+        if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
-            path.unlink(missing_ok=True)
+            path.unlink()
+
+
+def _made(out: Path) -> list[Path]:
+    paths = [out / name for name in _MADE]
+    for name in STUDENTS:
+        paths += [out / f"student_{name}.pth", *sorted(out.glob(f"student_{name}_seed*.pth"))]
+    return [path for path in paths if path.exists() or path.is_symlink()]
+
+
+def _read_state(out: Path) -> dict[str, Any] | None:
+    """The settings in ``out``'s ``state.json``; None where that is missing or not a run's."""
+    try:
+        state = json.loads((out / "state.json").read_text())
+    except (OSError, ValueError):
+        return None
+    known = {field.name for field in fields(Settings)}
+    return state if isinstance(state, dict) and known <= set(state) else None

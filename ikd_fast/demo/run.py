@@ -16,11 +16,11 @@ from ikd_fast.demo.data import prepare
 from ikd_fast.demo.errors import DemoError
 from ikd_fast.demo.evaluate import evaluate, load_model
 from ikd_fast.demo.files import write_json
-from ikd_fast.demo.plan import DEFAULT_STEPS, QUICK_STEPS, STUDENTS, TITLES, Epochs, Settings, claim, clear
+from ikd_fast.demo.plan import DEFAULT_STEPS, QUICK_STEPS, STUDENTS, TITLES, Epochs, Settings, claim, refuse_foreign
 from ikd_fast.demo.quiet import quiet
 from ikd_fast.demo.report import Report
 from ikd_fast.demo.students import Student, student_result
-from ikd_fast.demo.teacher import SHIPPED, fingerprint, read_teacher, train_teacher, write_pth
+from ikd_fast.demo.teacher import SHIPPED, check_teacher, fingerprint, read_teacher, train_teacher, write_pth
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ def run(options: Options, console: Console) -> dict[str, Any]:
         DemoError: bad options or data, with what to write instead.
     """
     started = time.monotonic()
+    refuse_foreign(options.out)
     splits, settings = _prepare(options)
     claim(options.out, settings, fresh=options.fresh)
     with quiet(options.out / "work" / "console.log"):
@@ -102,10 +103,12 @@ def train_demo_teacher(options: Options, console: Console) -> Path:
         raise DemoError(
             "--train-teacher trains on the demo's own data: leave out --data and --teacher", usage=True
         )
+    refuse_foreign(options.out)
     root = prepare(options.out / "data", wheel=options.wheel, source=options.source)
     splits = find_splits(root)
-    if options.fresh:
-        clear(options.out)
+    # The folder carries a state.json as a run's does, so that --fresh knows what it may delete.
+    state = Settings(options.steps or 0, options.seed, str(root), "--train-teacher", options.quick)
+    claim(options.out, state, fresh=options.fresh)
     report = Report(console)
     target = options.out / "demo_teacher.safetensors"
     with quiet(options.out / "teacher" / "console.log"):
@@ -140,6 +143,8 @@ def _prepare(options: Options) -> tuple[dict[str, Split], Settings]:
         teacher = fingerprint(options.teacher or SHIPPED)
         root = prepare(options.out / "data", wheel=options.wheel, source=options.source)
     splits = find_splits(root)
+    if options.teacher is not None:
+        check_teacher(options.teacher, splits)
     steps = options.steps or (QUICK_STEPS if options.quick else DEFAULT_STEPS)
     return splits, Settings(steps, options.seed, str(root), teacher, options.quick)
 
@@ -172,7 +177,9 @@ def _welcome(options: Options, splits: dict[str, Split], epochs: Epochs) -> str:
     sets = ", ".join(f"{s.images} {name} images with {s.boxes} boxes" for name, s in splits.items())
     seeds = f" for each of {options.seeds} seeds" if options.seeds > 1 else ""
     names = ", ".join(TITLES[name] for name in STUDENTS)
+    unread = [s for s in splits.values() if s.opened < s.images]
+    looked = "".join(f"Checked the first {s.opened} of {s.images} {s.name} image files only.\n" for s in unread)
     return (
-        f"Data: {sets} ({splits['train'].root})\n"
+        f"Data: {sets} ({splits['train'].root})\n{looked}"
         f"Training three students{seeds}, {epochs.steps} steps each: {names}. Ctrl-C stops; the same command goes on."
     )

@@ -20,6 +20,7 @@ from ikd_fast.demo.coco import find_splits
 from ikd_fast.demo.evaluate import load_model
 from ikd_fast.demo.quiet import quiet
 from ikd_fast.demo.teacher import SHIPPED, read_teacher
+from ikd_fast.distill import FrozenTeacher
 from ikd_fast.mmdet.build import preprocessor_facts
 from ikd_fast.mmdet.samples import image_key, to_targets
 from ikd_fast.mmdet.victim import MMDetVictim
@@ -38,7 +39,7 @@ ATTACKS = {
 
 class _Victim:
     def __init__(self, teacher: Any) -> None:
-        self.teacher, self.cls_loss = teacher, MMDetVictim(teacher)
+        self.teacher, self.cls_loss = teacher, MMDetVictim(FrozenTeacher(teacher))
 
     def features(self, images: Tensor) -> tuple[Tensor, ...]:
         return self.teacher.extract_feat(images)

@@ -19,9 +19,11 @@ from ikd_fast.demo.plan import TITLES, Epochs
 from ikd_fast.demo.report import Report
 from ikd_fast.demo.summary import versions
 from ikd_fast.demo.train import seconds_per_step, train
-from ikd_fast.distill.teacher import read_weights
+from ikd_fast.distill.teacher import load_strict, read_weights
 from ikd_fast.mmdet.compat import load_checkpoint
-from ikd_fast.mmdet.export import student_weights
+from ikd_fast.mmdet.export import read_checkpoint, student_weights
+
+from mmdet.registry import MODELS
 
 SHIPPED = ASSETS / "demo_teacher.safetensors"
 
@@ -30,7 +32,24 @@ def read_teacher(path: Path) -> dict[str, torch.Tensor]:
     """Weights of a ``.pth`` or ``.safetensors`` checkpoint; half-precision ones as float32."""
     if not path.is_file():
         raise DemoError(f"--teacher {path}: no such file", usage=True)
+    if path.suffix != ".safetensors":
+        read_checkpoint(path)  # says in one line what is wrong with a file that is no checkpoint
     return read_weights(path)
+
+
+def check_teacher(path: Path, splits: dict[str, Split]) -> None:
+    """Raise unless ``path`` holds exactly the weights of ``configs/demo/teacher.py`` with the data's classes."""
+    weights = read_teacher(path)
+    model = MODELS.build(configs.load("teacher.py", splits).model)
+    try:
+        load_strict(model, weights)
+    except ValueError as error:
+        classes = len(splits["train"].classes)
+        raise DemoError(
+            f"--teacher {path}: {error}. It must be a checkpoint of configs/demo/teacher.py for {classes} classes; "
+            "without --teacher, one is trained on --data first, and without --data the shipped one is used",
+            usage=True,
+        ) from None
 
 
 def write_pth(path: Path, weights: dict[str, torch.Tensor], classes: tuple[str, ...]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ikd_fast.attack import AttackOutput, OnlineDIFGSM
+from ikd_fast.attack.objectives import cls_objective
 from ikd_fast.augment import AdaptiveFreqAug
 from ikd_fast.losses import AdvFeatureLoss, DistillContext, KDLoss, build_loss
 from ikd_fast.pixels import PixelUnits
@@ -103,11 +105,24 @@ class IKD(nn.Module):
             raise ValueError(f"beta must be >= 0, got {beta}")
         self.student = student
         self.call = call or (lambda net, images: net(images))
+        for name, value, kind in (("attack", attack, OnlineDIFGSM), ("augment", augment, AdaptiveFreqAug)):
+            if value is not None and not isinstance(value, kind):
+                raise TypeError(
+                    f"{name} must be an ikd_fast.{kind.__name__} or None, got {value!r}; write {kind.__name__}(...)"
+                )
+        net = teacher.net if isinstance(teacher, FrozenTeacher) else teacher
+        shared = {id(p) for p in student.parameters()} & {id(p) for p in net.parameters()}
+        if shared:
+            raise ValueError(
+                f"student and teacher share {len(shared)} parameters, and freezing the teacher would freeze them in the student; "
+                "give the teacher its own: copy.deepcopy(net)"
+            )
         if not isinstance(teacher, FrozenTeacher):
             teacher = FrozenTeacher(teacher, call=self.call, grid=token_grid)
         self._teacher = teacher
         self.features = features
         self.teacher_features = features if teacher_features is None else teacher_features
+        losses = [losses] if isinstance(losses, (KDLoss, Mapping)) else losses
         self.losses = nn.ModuleList(build_loss(loss) for loss in losses)
         self.attack = attack
         self.beta = float(beta)
@@ -117,12 +132,26 @@ class IKD(nn.Module):
         self.task_loss = task_loss or (lambda net, images, targets: net(images, targets))
         self.victim = victim
         self.units = _units(units, attack, augment)
+        if augment is not None and self.units is not None and augment.units != self.units:
+            self.augment = copy.copy(augment)
+            self.augment.units = self.units
         self.pad_divisor = pad_divisor
         self.token_grid = token_grid
         self.match = match
         self.seed = seed
         self._names = unique_names(self.losses)
-        if attack is not None and attack.objective_name == "cls" and attack.steps and victim is None:
+        if augment is not None and augment.box_format != "xyxy":
+            raise ValueError(
+                f"IKD reads boxes as xyxy pixels, augment has box_format={augment.box_format!r}; convert the targets' boxes and "
+                "leave box_format alone"
+            )
+        sources = {id(s): s for s in (self._source(loss, features) for loss in self.losses) if callable(s)}
+        if len(sources) > 1:
+            raise ValueError(
+                "features of the losses are different callables, but task_loss can return the maps of one only; give module "
+                "paths, or one callable for all"
+            )
+        if attack is not None and attack.objective is cls_objective and attack.steps and victim is None:
             raise ValueError(
                 "attack objective 'cls' needs victim=: (images, targets) -> classification loss of the teacher, e.g. "
                 "victim=lambda x, y: F.cross_entropy(teacher(x), y, reduction='none'); or use objective='feature'"
@@ -143,7 +172,7 @@ class IKD(nn.Module):
         self.teacher.net._apply(fn)
         return super()._apply(fn, recurse)
 
-    def active(self, *, epoch: int, step: int) -> bool:
+    def active(self, *, epoch: int, step: int | None) -> bool:
         """Whether augmentation and adversarial branch are on at this point of the run."""
         return self.stop_at.active(epoch=epoch, step=step)
 
@@ -154,7 +183,7 @@ class IKD(nn.Module):
         *,
         image_ids: Sequence[int | str] | Tensor,
         epoch: int,
-        step: int = 0,
+        step: int | None = None,
     ) -> StepOutput:
         """One step of Algorithm 1: augment, attack, both branches, losses. Call ``.total.backward()`` on the result."""
         return self(images, targets, image_ids=image_ids, epoch=epoch, step=step)
@@ -166,7 +195,7 @@ class IKD(nn.Module):
         *,
         image_ids: Sequence[int | str] | Tensor,
         epoch: int,
-        step: int = 0,
+        step: int | None = None,
     ) -> StepOutput:
         """As :meth:`step`, so that ``DistributedDataParallel(ikd)`` works."""
         active = self.active(epoch=epoch, step=step)
@@ -185,13 +214,16 @@ class IKD(nn.Module):
         if len(self.losses):
             teacher_maps = self.teacher.pyramids(batch.clean, self._teacher_sources(self.losses), batch.sizes)
             for loss, name, s, t in zip(self.losses, self._names, maps, teacher_maps, strict=True):
-                s, t = match_pyramids(s, t, loss.source, self.match)
+                s, t = match_pyramids(s, t, self._source(loss, self.features), self.match)
                 terms[f"kd/{name}"] = weighted(loss(s, t, ctx), 1.0, f"kd/{name}", logs)
         if self.adversarial and batch.active:
             adversarial = self.craft(batch)
             terms["kd/adv"] = self._adversarial_branch(batch, adversarial, ctx, logs)
             logs.update(self._attack_logs(adversarial))
-        total = torch.stack([t.float() for t in terms.values()]).sum()
+        total = sum(terms.values(), start=batch.clean.new_zeros(()))
+        if self.adversarial and not batch.active:
+            # The branch is over, but DistributedDataParallel still waits for its loss's parameters.
+            total = total + sum((0 * p.sum() for p in self.adv_loss.parameters()), start=total.new_zeros(()))
         if batch.plan is not None:
             logs["aug/crop_frac"] = torch.tensor(float(batch.plan.crop_frac))
             logs["aug/noise_frac"] = torch.tensor(float(batch.plan.noise_frac))
@@ -258,7 +290,7 @@ class IKD(nn.Module):
         return logs
 
     def _source(self, loss: Any, default: Any) -> Any:
-        return default if loss.source == "neck" else loss.source
+        return default if loss.source is None else loss.source
 
     def _teacher_sources(self, losses: Iterable[Any]) -> list[Any]:
         return [self._source(loss, self.teacher_features) for loss in losses]
@@ -288,11 +320,12 @@ class IKD(nn.Module):
         noise = torch.randn(example.shape, generator=torch.Generator().manual_seed(0)).to(example)
         teacher = self.teacher.pyramids(noise, self._teacher_sources(losses))
         for loss, s, t in zip(losses, student, teacher, strict=True):
-            s, t = match_pyramids(s, t, loss.source, self.match)
+            s, t = match_pyramids(s, t, self._source(loss, self.features), self.match)
             bad = [i for i, m in enumerate(t) if not bool(m.isfinite().all())]
             if bad:
                 raise ValueError(
-                    f"the teacher's features are not finite at levels {bad} of {loss.source!r}: check its checkpoint"
+                    f"the teacher's features are not finite at levels {bad} of {self._source(loss, self.teacher_features)!r}: "
+                    "check its checkpoint"
                 )
             loss.bind([m.shape[1] for m in s], [m.shape[1] for m in t])
             loss.to(parameter.device)

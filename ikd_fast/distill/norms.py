@@ -13,6 +13,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 def suspend_running_stats(net: nn.Module) -> Iterator[None]:
     """Norms in training mode go on using batch statistics but do not update running mean, variance or counters."""
     live = [m for m in net.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
+    replayed = [name for name, m in net.named_modules() if getattr(m, "with_cp", False)]
+    if live and replayed:
+        raise ValueError(
+            f"{replayed[0]} recomputes its forward in backward (with_cp=True), where running statistics can no longer be "
+            "suspended; write with_cp=False, or freeze the norms (norm_eval=True)"
+        )
     for module in live:
         module.track_running_stats = False
     try:

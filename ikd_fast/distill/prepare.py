@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ikd_fast.augment import AdaptiveFreqAug
-from ikd_fast.kernels.reference.philox import stable_id
+from ikd_fast.augment.checks import as_boxes, counted_boxes, host_ids
+from ikd_fast.kernels.reference.philox import draw
 from ikd_fast.pixels import PixelUnits
 
 from .step import StepBatch
@@ -21,7 +22,7 @@ def prepare_batch(
     *,
     image_ids: Sequence[int | str] | Tensor,
     epoch: int,
-    step: int,
+    step: int | None,
     active: bool,
     augment: AdaptiveFreqAug | None,
     units: PixelUnits | None,
@@ -29,11 +30,15 @@ def prepare_batch(
     device: torch.device,
 ) -> StepBatch:
     """Plan and apply the augmentation, bring uint8 to the nets' units, stack with zeros at the bottom right."""
-    ids = [stable_id(i if isinstance(i, str) else int(i)) for i in image_ids]
-    if len(ids) != len(images):
-        raise ValueError(f"image_ids must have one entry per image: expected {len(images)}, got {len(ids)}")
-    if hasattr(targets, "__len__") and len(targets) != len(images):
-        raise ValueError(f"targets must have one entry per image: expected {len(images)}, got {len(targets)}")
+    if len(images) == 0:
+        raise ValueError("images is empty: a step needs at least one image")
+    _check_images(images, units, device)
+    ids = host_ids(image_ids)
+    draw(0, 0, epoch, 0)  # says what an epoch must be
+    for name, given in (("image_ids", ids), ("targets", targets)):
+        if not hasattr(given, "__len__") or len(given) != len(images):
+            got = len(given) if hasattr(given, "__len__") else given
+            raise ValueError(f"{name} must have one entry per image: expected {len(images)}, got {got}")
     plan = None
     geo, noisy = images, images
     if augment is not None:
@@ -41,10 +46,13 @@ def prepare_batch(
         geo, targets = augment.apply_geometry(images, targets, plan)
         noisy = augment.apply_noise(geo, plan, plan.out_sizes if isinstance(geo, Tensor) else None)
     sizes = [_size(image, targets, i) for i, image in enumerate(geo)]
-    x_geo = _stack(geo, units, pad_divisor, device)
+    _check_targets(targets, sizes)
+    x_geo = _stack(geo, sizes, units, pad_divisor, device)
     same = plan is None or plan.noise_frac == 0
-    x_data = x_geo if same else _stack(noisy, units, pad_divisor, device)
-    return StepBatch(x_data, x_geo, _to(targets, device), sizes, ids, int(epoch), int(step), active, plan)
+    x_data = x_geo if same else _stack(noisy, sizes, units, pad_divisor, device)
+    return StepBatch(
+        x_data, x_geo, _to(targets, device), sizes, ids, int(epoch), int(step or 0), active, plan
+    )
 
 
 def _size(image: Tensor, targets: Any, i: int) -> tuple[int, int]:
@@ -56,22 +64,58 @@ def _size(image: Tensor, targets: Any, i: int) -> tuple[int, int]:
 
 
 def _stack(
-    images: Tensor | Sequence[Tensor], units: PixelUnits | None, divisor: int, device: torch.device
+    images: Tensor | Sequence[Tensor],
+    sizes: Sequence[tuple[int, int]],
+    units: PixelUnits | None,
+    divisor: int,
+    device: torch.device,
 ) -> Tensor:
-    for i, image in enumerate(images):
-        if image.device != device:
-            raise ValueError(
-                f"images[{i}] is on {image.device}, the student on {device}; write images.to({str(device)!r})"
-            )
+    """Zeros beyond each image's size, whatever lay there before it was brought to the nets' units."""
     rows = [_scaled(image, units, i) for i, image in enumerate(images)]
     height = -(-max(r.shape[-2] for r in rows) // divisor) * divisor
     width = -(-max(r.shape[-1] for r in rows) // divisor) * divisor
     if isinstance(images, Tensor) and images.shape[-2:] == (height, width) and images.is_floating_point():
         return images
     out = rows[0].new_zeros(len(rows), rows[0].shape[0], height, width)
-    for i, row in enumerate(rows):
-        out[i, :, : row.shape[-2], : row.shape[-1]] = row
+    for i, (row, (h, w)) in enumerate(zip(rows, sizes, strict=True)):
+        out[i, :, :h, :w] = row[:, :h, :w]
     return out
+
+
+def _check_images(images: Any, units: PixelUnits | None, device: torch.device) -> None:
+    for i, image in enumerate(images):
+        if not isinstance(image, Tensor):
+            raise TypeError(
+                f"images[{i}] must be a torch.Tensor [C, H, W], got {type(image).__name__}; write torch.from_numpy(image) "
+                "and .permute(2, 0, 1) for [H, W, C]"
+            )
+        if image.device != device:
+            raise ValueError(
+                f"images[{i}] is on {image.device}, the student on {device}; write images.to({str(device)!r})"
+            )
+    if units is not None:
+        units.check(images)
+
+
+def _check_targets(targets: Any, sizes: Sequence[tuple[int, int]]) -> None:
+    """Boxes and labels of each image's dict; boxes on a device are not looked at. Other targets are the task's business."""
+    if isinstance(targets, Tensor):
+        return
+    for i, (target, size) in enumerate(zip(targets, sizes, strict=True)):
+        if not isinstance(target, Mapping):
+            continue
+        if "boxes" not in target:
+            raise ValueError(
+                f"targets[{i}]: expected a dict with 'boxes' [n, 4] xyxy pixels, got keys {sorted(map(str, target))}; write "
+                "dict(boxes=..., labels=...), or boxes=torch.zeros(0, 4) where there are none"
+            )
+        boxes = as_boxes(target["boxes"], f"targets[{i}]['boxes']")
+        if boxes.device.type == "cpu":
+            counted_boxes(boxes, size, "xyxy", "drop", None, i)
+        if "labels" in target and len(target["labels"]) != len(boxes):
+            raise ValueError(
+                f"targets[{i}]['labels']: expected {len(boxes)}, one per box, got {len(target['labels'])}"
+            )
 
 
 def _scaled(image: Tensor, units: PixelUnits | None, i: int) -> Tensor:

@@ -35,11 +35,15 @@ class StopAt:
                 f"stop_at must be dict(epoch=E), dict(iter=N) or a fraction of the run in (0, 1], got {rule!r}"
             )
 
-    def active(self, *, epoch: int, step: int) -> bool:
+    def active(self, *, epoch: int, step: int | None) -> bool:
         if self.rule is None:
             return True
+        if isinstance(self.rule, Mapping) and "epoch" in self.rule:
+            return epoch < self.rule["epoch"]
+        if step is None:
+            raise ValueError(f"stop_at={self.rule} counts steps: give step= to every ikd.step(...)")
         if isinstance(self.rule, Mapping):
-            return epoch < self.rule["epoch"] if "epoch" in self.rule else step < self.rule["iter"]
+            return step < self.rule["iter"]
         if self.total_steps is None:
             raise ValueError(
                 f"stop_at={self.rule} is a fraction of the run: give total_steps=, or write dict(epoch=E) or dict(iter=N)"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -82,9 +83,9 @@ class FeatureTap:
     def capture(self) -> Iterator[list[Tensor]]:
         """Hooks are removed on leaving, also by an exception; the list is the caller's to drop."""
         maps: list[Tensor] = []
-        calls: list[list[Tensor]] = [[] for _ in self.modules]
+        calls: list[list[Any]] = [[] for _ in self.modules]
         handles = [
-            module.register_forward_hook(lambda _m, _i, out, slot=slot: slot.append(out))
+            module.register_forward_hook(lambda _m, _i, out, slot=slot: slot.append((out, _versions(out))))
             for (_, module), slot in zip(self.modules, calls, strict=True)
         ]
         try:
@@ -94,7 +95,7 @@ class FeatureTap:
                 handle.remove()
         maps.extend(self._pyramid(calls))
 
-    def _pyramid(self, calls: list[list]) -> list[Tensor]:
+    def _pyramid(self, calls: list[list[Any]]) -> list[Tensor]:
         for (name, _), outs in zip(self.modules, calls, strict=True):
             if not outs:
                 raise RuntimeError(f"features: module {name!r} was not called in this forward")
@@ -102,7 +103,24 @@ class FeatureTap:
                 raise RuntimeError(
                     f"features: module {name!r} was called {len(outs)} times, expected once per forward"
                 )
-        return [m for outs in calls for out in outs for m in as_pyramid(out, self.grid)]
+            if any(_versions(out) != version for out, version in outs):
+                raise RuntimeError(
+                    f"features: what {name!r} gave was changed in place afterwards (an activation with inplace=True?); tap the module "
+                    "that changes it, or set inplace=False"
+                )
+        return [m for outs in calls for out, _ in outs for m in as_pyramid(out, self.grid)]
+
+
+def _versions(value: object) -> list[int]:
+    """In-place counters of the tensors in a module's output."""
+    values = (
+        value.values()
+        if isinstance(value, Mapping)
+        else value
+        if isinstance(value, (list, tuple))
+        else [value]
+    )
+    return [v._version for v in values if isinstance(v, Tensor) and not v.is_inference()]
 
 
 def as_pyramid(value: object, grid: tuple[int, int] | None = None) -> list[Tensor]:

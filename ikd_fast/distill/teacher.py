@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import pickle
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -121,7 +122,11 @@ def run_tapped(
 
 def load_strict(net: nn.Module, checkpoint: Any, *, allow_missing: bool = False) -> None:
     """Load all weights of ``checkpoint`` into ``net``, or raise with the keys that do not fit."""
-    weights = checkpoint if isinstance(checkpoint, Mapping) else read_weights(checkpoint)
+    weights = (
+        _weights_of(checkpoint, "the checkpoint")
+        if isinstance(checkpoint, Mapping)
+        else read_weights(checkpoint)
+    )
     own = net.state_dict()
     ignored = {k for k in own if k.endswith("num_batches_tracked")}
     missing = sorted(k for k in own if k not in weights and k not in ignored)
@@ -149,18 +154,35 @@ def load_strict(net: nn.Module, checkpoint: Any, *, allow_missing: bool = False)
 
 
 def read_weights(path: Any) -> dict[str, Tensor]:
-    """Weights of a ``.pth`` (plain, or under ``state_dict``) or ``.safetensors`` file, on the CPU in float32 for half types."""
+    """Weights of a ``.pth`` (plain, or under ``state_dict`` or ``model``) or ``.safetensors`` file, on the CPU in float32 for
+    half types."""
     path = str(path)
     try:
         if path.endswith(".safetensors"):
             from safetensors.torch import load_file
 
-            weights = load_file(path)
+            weights: Any = load_file(path)
         else:
             weights = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise FileNotFoundError(f"teacher checkpoint not found: {path}") from None
-    weights = weights.get("state_dict", weights)
+    except (pickle.UnpicklingError, EOFError, RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"{path} cannot be read as a checkpoint: expected a .pth of torch.save (weights only) or a .safetensors file; "
+            f"{str(error).splitlines()[0] if str(error) else type(error).__name__}"
+        ) from error
+    return _weights_of(weights, path)
+
+
+def _weights_of(weights: Any, name: str) -> dict[str, Tensor]:
+    """The name-to-tensor part of what a checkpoint holds."""
+    if not isinstance(weights, Mapping):
+        raise TypeError(
+            f"{name} must hold a dict of weights, or one under 'state_dict' or 'model'; got {type(weights).__name__}"
+        )
+    for key in ("state_dict", "model"):
+        if isinstance(weights.get(key), Mapping):
+            weights = weights[key]
     return {
         k.removeprefix("module."): v.float() if v.dtype in (torch.float16, torch.bfloat16) else v
         for k, v in weights.items()

@@ -66,7 +66,7 @@ class AdvFeatureLoss(KDLoss):
         weight: float = 1.0,
         *,
         levels: Sequence[int] | None = None,
-        source: str = "neck",
+        source: str | Sequence[str] | None = None,
         name: str | None = None,
     ) -> None:
         super().__init__(levels=levels, source=source, name=name)

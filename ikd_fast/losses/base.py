@@ -68,8 +68,8 @@ class KDLoss(nn.Module):
 
     Args:
         levels: indices of the pyramid levels to use; None means all.
-        source: where the maps come from, read by whoever captures them: ``"neck"``, ``"backbone"``, or a
-            module path such as ``"neck.fpn_convs.{i}.conv"``.
+        source: where the maps come from, read by whoever captures them: ``"neck"``, ``"backbone"``, a module
+            path such as ``"neck.fpn_convs.{i}.conv"``, or a list of paths. None: where IKD's ``features`` says.
         name: the prefix of this loss in logs; ``default_name`` where None.
 
     >>> import torch
@@ -89,7 +89,11 @@ class KDLoss(nn.Module):
     needs_bind: ClassVar[bool] = False
 
     def __init__(
-        self, *, levels: Sequence[int] | None = None, source: str = "neck", name: str | None = None
+        self,
+        *,
+        levels: Sequence[int] | None = None,
+        source: str | Sequence[str] | None = None,
+        name: str | None = None,
     ) -> None:
         super().__init__()
         self.levels = None if levels is None else check_levels(levels)

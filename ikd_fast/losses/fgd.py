@@ -122,7 +122,7 @@ class FGDLoss(KDLoss):
         *,
         box_scale: str = "published",
         levels: Sequence[int] | None = None,
-        source: str = "neck",
+        source: str | Sequence[str] | None = None,
         name: str | None = None,
     ) -> None:
         given = {

@@ -67,7 +67,7 @@ class MGDLoss(KDLoss):
         num_levels: int | None = None,
         *,
         levels: Sequence[int] | None = None,
-        source: str = "neck",
+        source: str | Sequence[str] | None = None,
         name: str | None = None,
     ) -> None:
         values = resolve(

@@ -17,12 +17,15 @@ from mmdet.structures.bbox import HorizontalBoxes
 
 from .preprocessor import build_augment, plan_samples
 from .progress import Progress, SharedEpoch
-from .samples import box_tensor, crop_sample, image_key, move_boxes
+from .samples import box_tensor, crop_sample, image_key, mirrored, move_boxes
 
 
 @TRANSFORMS.register_module(name="AdaptiveFreqAug")
 class AdaptiveFreqAugTransform(BaseTransform):
     """In the loader, on one uint8 image: ``dict(type="AdaptiveFreqAug", ...)`` in ``train_pipeline``.
+
+    It goes on to the end of the run: ``stop_at`` of an ``IKDDistiller`` does not reach the loader, and its noise is in what
+    the attack starts from. Give the distiller ``augment=`` instead where you have one.
 
     Placed after ``Resize`` and ``RandomFlip`` it makes the preprocessor's plan; placed before ``Resize`` the noise is resized
     with the image, as in the published code (a 1.67x bilinear resize leaves 0.68 of its standard deviation).
@@ -74,8 +77,9 @@ class AdaptiveFreqAugTransform(BaseTransform):
             seg = results["gt_seg_map"][y0:y1, x0:x1]
             results["gt_seg_map"] = np.ascontiguousarray(seg[:, ::-1] if flip else seg)
         if flip:
-            results["flip"] = not results.get("flip", False)
-            results["flip_direction"] = "horizontal"
+            results["flip"], results["flip_direction"] = mirrored(
+                results.get("flip", False), results.get("flip_direction")
+            )
         return results
 
     def __repr__(self) -> str:
@@ -87,7 +91,8 @@ class AdaptiveFreqAugBatch(nn.Module):
     """As one of a data preprocessor's ``batch_augments``, on the normalised, stacked batch.
 
     Boxes are on the device by then and are copied back once per batch to plan; ``IKDDetDataPreprocessor`` needs no such copy.
-    Images keep their place in the batch: a cropped one lies top left, zeros around it.
+    Images keep their place in the batch: a cropped one lies top left, zeros around it. Noise is drawn in the network's
+    channel order, so with ``bgr_to_rgb`` its pixels differ from the other ways in; branch, window and sigma do not.
 
     Args:
         mean, std: the preprocessor's, so that sigma means grey levels; or ``value_range``. Others as :class:`AdaptiveFreqAug`.

@@ -107,7 +107,7 @@ def read_checkpoint(path: str) -> dict[str, Any]:
     if "://" not in path:
         return read_weights(path)
     weights = CheckpointLoader.load_checkpoint(path, map_location="cpu")
-    return dict(weights.get("state_dict", weights))
+    return dict(weights)
 
 
 def without_init(config: Any) -> Any:

@@ -47,7 +47,7 @@ class IKDDistiller(BaseModel):
         features: where losses with the default source look; a module path below the detector.
         init_student: load the teacher's weights outside its backbone into the student first (FGD's "inheriting").
         include_rpn: attack the RPN's class loss too (two-stage).
-        seed: keys every draw of the augmentation, the attack and the losses.
+        seed: keys every draw of augmentation, attack and losses; ``augment`` and ``attack`` may name their own.
         allow_random_teacher: for tests.
 
     Checkpoints hold the student under its own names; weights of the losses are kept beside it (``kd_state_dict``), so
@@ -77,15 +77,18 @@ class IKDDistiller(BaseModel):
         student_cfg, teacher_cfg = model_config(student), model_config(teacher_config)
         units, turned, divisor = preprocessor_facts(student_cfg)
         t_units, t_turned, t_divisor = preprocessor_facts(teacher_cfg)
+        if isinstance(augment, Mapping):
+            augment = {"seed": seed, **augment}
         lifted = lift_preprocessor(student_cfg, augment, common_divisor(divisor, t_divisor))
+        adv = dict(adv or {})
+        sources = [
+            loss.get("source") for loss in (*losses, adv.get("loss") or {}) if isinstance(loss, Mapping)
+        ]
+        call = forward_for([features, teacher_features, *sources])
         super().__init__(data_preprocessor=lifted, init_cfg=init_cfg)
-        call = forward_for(
-            [features, *(loss.get("source", "neck") for loss in losses if isinstance(loss, Mapping))]
-        )
         convert = Renormalize(units, t_units, flip_channels=turned != t_turned)
         teacher = build_teacher(teacher_cfg, teacher_ckpt, convert, call, allow_random=allow_random_teacher)
-        adv = dict(adv or {})
-        attack = build_attack(adv.pop("attack", dict(type="OnlineDIFGSM"))) if adv else None
+        attack = build_attack(adv.pop("attack", {}), seed) if adv else None
         adv_loss, beta = adv.pop("loss", None), adv.pop("beta", 1e-5)
         if adv:
             raise TypeError(f"adv takes beta, attack and loss, got also {sorted(adv)}")
@@ -102,8 +105,8 @@ class IKDDistiller(BaseModel):
             beta=beta,
             adv_loss=None if adv_loss is None else KD_LOSSES.build(dict(adv_loss)),
             stop_at=stop_at,
-            task_loss=lambda net, images, samples: self._task(net, images, samples),
-            victim=MMDetVictim(teacher.net, include_rpn=include_rpn),
+            task_loss=self._task,
+            victim=MMDetVictim(teacher, include_rpn=include_rpn),
             call=call,
             units=units,
             match=match,
@@ -114,7 +117,7 @@ class IKDDistiller(BaseModel):
         preprocessor: IKDDetDataPreprocessor = self.data_preprocessor
         preprocessor.is_active = self.is_active
         if attack is not None and attack.objective_name == "cls":
-            preprocessor.num_classes = num_classes(teacher.net)
+            preprocessor.teacher_classes = num_classes(teacher.net)
             _check_classes(detector, teacher.net)
 
     @property
@@ -130,6 +133,11 @@ class IKDDistiller(BaseModel):
         """Where training is; :class:`~ikd_fast.mmdet.hooks.IKDHook` calls it."""
         self.progress.epoch, self.progress.step = epoch, step
         self.data_preprocessor.set_progress(epoch, step)
+
+    def set_epoch(self, epoch: int) -> None:
+        """For students that follow the epoch themselves (mmdet's SetEpochInfoHook)."""
+        if hasattr(self.student, "set_epoch"):
+            self.student.set_epoch(epoch)
 
     def set_total_steps(self, total: int) -> None:
         self.ikd.stop_at.total_steps = total
@@ -223,20 +231,21 @@ def lift_preprocessor(config: Mapping[str, Any], augment: Any, divisor: int) -> 
     return lifted
 
 
-def build_attack(config: Any) -> OnlineDIFGSM:
-    """An attack from ``dict(type="OnlineDIFGSM", ...)``."""
+def build_attack(config: Any, seed: int = 0) -> OnlineDIFGSM:
+    """An attack from ``dict(type="OnlineDIFGSM", ...)``; ``seed`` where it names none."""
     if isinstance(config, OnlineDIFGSM):
         return config
     config = dict(config)
     kind = config.pop("type", "OnlineDIFGSM")
     if kind not in ("OnlineDIFGSM", OnlineDIFGSM):
         raise ValueError(f"adv.attack must be dict(type='OnlineDIFGSM', ...), got type={kind!r}")
-    return OnlineDIFGSM(**config)
+    return OnlineDIFGSM(**{"seed": seed, **config})
 
 
 def forward_for(sources: Sequence[Any]) -> Any:
     """The cheapest forward that passes every tapped module: backbone and neck, or the head too."""
-    paths = [p for s in sources if not callable(s) for p in ([s] if isinstance(s, str) else s)]
+    given = [s for s in sources if s is not None and not callable(s)]
+    paths = [p for s in given for p in ([s] if isinstance(s, str) else s)]
     if all(p.split(".")[0] in ("backbone", "neck") for p in paths):
         return lambda net, images: net.extract_feat(images)
     return lambda net, images: net(images, mode="tensor")
@@ -265,4 +274,10 @@ def _check_classes(student: nn.Module, teacher: nn.Module) -> None:
         raise ValueError(
             f"the student has {s} classes, the teacher {t}: objective 'cls' attacks the teacher's classification of the student's "
             "classes; use a teacher of the same classes, or attack=dict(type='OnlineDIFGSM', objective='feature')"
+        )
+    if s is not None and t is not None and t > s:
+        print_log(
+            f"ikd_fast: the teacher has {t} classes, the student {s}: class id k must mean the same in both",
+            logger="current",
+            level=logging.WARNING,
         )

@@ -1,4 +1,4 @@
-"""The one hook: tells keyed parts the epoch, and keeps distillation weights out of the student's state dict."""
+"""Hooks: one tells keyed parts the epoch, one keeps the losses' weights out of the student's state dict."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from mmdet.registry import HOOKS
+from mmengine.dataset import InfiniteSampler
+from mmengine.dist import get_world_size
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
-from mmengine.runner import Runner
+from mmengine.runner import IterBasedTrainLoop, Runner
 
 KD_STATE = "kd_state_dict"
 
@@ -16,7 +18,7 @@ KD_STATE = "kd_state_dict"
 @HOOKS.register_module()
 class IKDHook(Hook):
     """Sets epoch and step on every part with ``set_progress`` or ``set_epoch`` (model, data preprocessor, batch augments,
-    pipeline transforms), and stores loss modules under ``kd_state_dict`` so that ``state_dict`` is a plain student's.
+    pipeline transforms), and gives the losses their weights back when a checkpoint is loaded.
 
     Importing ``ikd_fast.mmdet`` adds it to every Runner; a config may also name it.
     """
@@ -24,58 +26,89 @@ class IKDHook(Hook):
     priority = "VERY_HIGH"
 
     def before_train(self, runner: Runner) -> None:
-        self._parts = [m for m in _model(runner).modules() if hasattr(m, "set_progress")]
+        model = _model(runner)
+        self._parts = [m for m in model.modules() if hasattr(m, "set_progress")]
         self._transforms = list(_transforms(runner.train_dataloader.dataset))
+        self._pass = _iterations_per_pass(runner)
+        inside = getattr(getattr(model, "data_preprocessor", None), "augment", None) is not None
+        if inside and any(type(t).__name__ == "AdaptiveFreqAugTransform" for t in self._transforms):
+            raise ValueError(
+                "AdaptiveFreqAug is in the loader's pipeline and in the model (augment=...): images would be augmented twice; "
+                "remove one of them"
+            )
         for part in self._parts:
             if hasattr(part, "set_total_steps"):
                 part.set_total_steps(runner.max_iters)
-        self._announce(runner)
+        self._announce(runner, runner.iter)
 
     def before_train_epoch(self, runner: Runner) -> None:
-        self._announce(runner)
+        self._announce(runner, runner.iter)
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         for part in self._parts:
-            part.set_progress(_epoch(runner), runner.iter)
+            part.set_progress(self._epoch(runner, runner.iter), runner.iter)
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
-        # An iteration-based loop has one "epoch": loader transforms follow the sampler's passes.
-        if _epoch(runner) != self._told:
-            self._announce(runner)
+        # An iteration-based loop has one "epoch": the loader follows the sampler's passes. The next batch is read next;
+        # with loader workers, batches that are prefetched across the border of a pass still have the last one's key.
+        if not _by_epoch(runner) and self._epoch(runner, runner.iter + 1) != self._told:
+            self._announce(runner, runner.iter + 1)
 
-    def _announce(self, runner: Runner) -> None:
-        self._told = _epoch(runner)
+    def _epoch(self, runner: Runner, iteration: int) -> int:
+        """The sampler's pass: the loop's epoch, or images seen over images there are."""
+        return runner.epoch if _by_epoch(runner) else int(iteration / self._pass)
+
+    def _announce(self, runner: Runner, iteration: int) -> None:
+        self._told = self._epoch(runner, iteration)
         for part in self._parts:
             part.set_progress(self._told, runner.iter)
         for transform in self._transforms:
             transform.set_epoch(self._told)
 
-    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        state = checkpoint["state_dict"]
-        kd = {key: state.pop(key) for key in [k for k in state if k.startswith("kd.")]}
-        if kd:
-            checkpoint[KD_STATE] = kd
-
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        model = _model(runner)
+        if not getattr(model, "keeps_kd_state", False):
+            return
+        kd = checkpoint.get(KD_STATE, {})
+        lacking = sorted(k for k in model.state_dict() if k.startswith("kd.") and k not in kd)
+        if runner._resume and lacking:
+            raise ValueError(
+                f"the checkpoint to resume from lacks {len(lacking)} weights of the losses, e.g. {lacking[:3]}: it is of another "
+                "run; write load_from=... without resume to start from its student"
+            )
+        checkpoint.get("state_dict", checkpoint).update(kd)
+
+
+@HOOKS.register_module()
+class IKDCheckpointHook(Hook):
+    """Moves the losses' weights out of ``state_dict`` when everybody else (an EMA, say) has written theirs."""
+
+    priority = "LOWEST"
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         if getattr(_model(runner), "keeps_kd_state", False):
-            checkpoint.get("state_dict", checkpoint).update(checkpoint.get(KD_STATE, {}))
+            state = checkpoint["state_dict"]
+            checkpoint[KD_STATE] = {key: state.pop(key) for key in [k for k in state if k.startswith("kd.")]}
 
 
 def _model(runner: Runner) -> Any:
     return runner.model.module if is_model_wrapper(runner.model) else runner.model
 
 
-def _epoch(runner: Runner) -> int:
-    """The sampler's pass: the loop's epoch, or images seen over images there are."""
-    if (
-        getattr(runner.train_loop, "_by_epoch", True)
-        and runner.max_epochs
-        and type(runner.train_loop).__name__ != "IterBasedTrainLoop"
-    ):
-        return runner.epoch
-    return runner.iter // max(1, len(runner.train_dataloader))
+def _by_epoch(runner: Runner) -> bool:
+    return not isinstance(runner.train_loop, IterBasedTrainLoop)
+
+
+def _iterations_per_pass(runner: Runner) -> float:
+    """Iterations in which all ranks together have seen each image once."""
+    loader = runner.train_dataloader
+    sampler = getattr(loader.batch_sampler, "sampler", loader.sampler)
+    if not isinstance(sampler, InfiniteSampler):
+        return max(1, len(loader))
+    batch = getattr(loader.batch_sampler, "batch_size", loader.batch_size)
+    return len(loader.dataset) / (batch * get_world_size())
 
 
 def _transforms(dataset: Any) -> Iterator[Any]:
@@ -98,15 +131,27 @@ def _nested(transforms: Any) -> Iterator[Any]:
 
 
 def install() -> None:
-    """Make every Runner carry an :class:`IKDHook` (mmengine has no way for a model to bring its hook along)."""
+    """Make every Runner carry the hooks and every loader it builds start at epoch 0.
+
+    mmengine has no way for a model to bring its hook along, and an iteration-based loop starts loader workers before any
+    hook is called.
+    """
     if getattr(Runner.register_hooks, "_ikd_fast", False):
         return
-    original = Runner.register_hooks
+    register, build = Runner.register_hooks, Runner.build_dataloader
 
-    def register_hooks(self, default_hooks=None, custom_hooks=None):
-        original(self, default_hooks, custom_hooks)
-        if not any(isinstance(hook, IKDHook) for hook in self.hooks):
-            self.register_hook(IKDHook())
+    def register_hooks(self: Runner, default_hooks: Any = None, custom_hooks: Any = None) -> None:
+        register(self, default_hooks, custom_hooks)
+        for kind in (IKDHook, IKDCheckpointHook):
+            if not any(isinstance(hook, kind) for hook in self.hooks):
+                self.register_hook(kind())
+
+    def build_dataloader(*args: Any, **kwargs: Any) -> Any:
+        loader = build(*args, **kwargs)
+        for transform in _transforms(loader.dataset):
+            transform.set_epoch(0)
+        return loader
 
     register_hooks._ikd_fast = True  # type: ignore[attr-defined]
     Runner.register_hooks = register_hooks
+    Runner.build_dataloader = staticmethod(build_dataloader)

@@ -28,7 +28,7 @@ class IKDDetDataPreprocessor(DetDataPreprocessor):
 
     Args:
         augment: ``dict(type="AdaptiveFreqAug", ...)`` or an object; None for no augmentation.
-        num_classes: if given, labels outside ``0..num_classes-1`` raise (the teacher has no such class).
+        teacher_classes: if given, labels outside ``0..teacher_classes-1`` raise (the teacher has no such class).
         return_geo: also return ``geo`` (images without the noise), ``plan`` and ``image_keys``, for the distiller.
         Others as mmdet's ``DetDataPreprocessor``.
     """
@@ -37,23 +37,22 @@ class IKDDetDataPreprocessor(DetDataPreprocessor):
         self,
         *args: Any,
         augment: AdaptiveFreqAug | Mapping[str, Any] | None = None,
-        num_classes: int | None = None,
+        teacher_classes: int | None = None,
         return_geo: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        # What the images are after this preprocessor. Once: reading the buffers on a device would be a sync.
+        self.units = PixelUnits(value_range=(0, 255))
+        if self._enable_normalize:
+            self.units = PixelUnits(mean=self.mean.flatten().tolist(), std=self.std.flatten().tolist())
+        # Noise is drawn in the loader's channel order.
+        self._loader_units = reversed_units(self.units) if self._channel_conversion else self.units
         self.augment = build_augment(augment, self.units)
-        self.num_classes = num_classes
+        self.teacher_classes = teacher_classes
         self.return_geo = return_geo
         self.progress = Progress()
         self.is_active: Callable[[], bool] = lambda: True
-
-    @property
-    def units(self) -> PixelUnits:
-        """What the images are after this preprocessor."""
-        if getattr(self, "_enable_normalize", False):
-            return PixelUnits(mean=self.mean.flatten().tolist(), std=self.std.flatten().tolist())
-        return PixelUnits(value_range=(0, 255))
 
     def set_progress(self, epoch: int, step: int) -> None:
         """Where training is; :class:`~ikd_fast.mmdet.hooks.IKDHook` calls it."""
@@ -96,28 +95,28 @@ class IKDDetDataPreprocessor(DetDataPreprocessor):
         if not chosen:
             return geo
         flip = bool(self._channel_conversion)
-        units = reversed_units(self.units) if flip else self.units
         out = geo.clone()
         for i in chosen:
             h, w = samples[i].metainfo["img_shape"][:2]
             image = geo[i, :, :h, :w]
-            (noisy,) = execute.noise([image.flip(0) if flip else image], plan.select([i]), units)
+            (noisy,) = execute.noise([image.flip(0) if flip else image], plan.select([i]), self._loader_units)
             out[i, :, :h, :w] = noisy.flip(0) if flip else noisy
         return out
 
     def _check_labels(self, samples: list[DetDataSample]) -> None:
-        if self.num_classes is None:
+        if self.teacher_classes is None:
             return
         for sample in samples:
             labels = sample.gt_instances.labels
             if (
                 labels.device.type == "cpu"
                 and len(labels)
-                and not 0 <= int(labels.min()) <= int(labels.max()) < self.num_classes
+                and not 0 <= int(labels.min()) <= int(labels.max()) < self.teacher_classes
             ):
                 raise ValueError(
-                    f"{sample.metainfo.get('img_path', 'an image')} has class ids {sorted(set(labels.tolist()))}, but the teacher has "
-                    f"{self.num_classes} classes (0..{self.num_classes - 1}); give the classes the teacher was trained on in metainfo"
+                    f"{sample.metainfo.get('img_path', 'an image')} has class ids {sorted(set(labels.tolist()))}, but the "
+                    f"teacher has {self.teacher_classes} classes (0..{self.teacher_classes - 1}); give the classes it was "
+                    "trained on in metainfo"
                 )
 
 
@@ -168,15 +167,22 @@ def plan_samples(
     epoch: int,
 ) -> AugPlan:
     """Plan from ground truth; crowd and ignored boxes are in ``ignored_instances`` and do not count."""
-    return augment.plan(
-        [box_tensor(sample.gt_instances.bboxes) for sample in samples],
-        sizes,
-        keys,
-        epoch,
-        scale=[
-            tuple(float(v) for v in sample.metainfo.get("scale_factor", (1.0, 1.0))[:2]) for sample in samples
-        ],
-    )
+    boxes = [box_tensor(sample.gt_instances.bboxes) for sample in samples]
+    scale = [
+        tuple(float(v) for v in sample.metainfo.get("scale_factor", (1.0, 1.0))[:2]) for sample in samples
+    ]
+    try:
+        return augment.plan(boxes, sizes, keys, epoch, scale=scale)
+    except ValueError:
+        # Which file it is: the batch's index says little to a user.
+        for i, sample in enumerate(samples):
+            try:
+                augment.plan(
+                    boxes[i : i + 1], sizes[i : i + 1], keys[i : i + 1], epoch, scale=scale[i : i + 1]
+                )
+            except ValueError as error:
+                raise ValueError(f"{sample.metainfo.get('img_path', 'an image')}: {error}") from None
+        raise
 
 
 def crop_image(image: Tensor, plan: AugPlan, i: int) -> Tensor:

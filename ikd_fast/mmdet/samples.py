@@ -99,11 +99,27 @@ def crop_sample(sample: DetDataSample, plan: AugPlan, i: int) -> DetDataSample:
         )
     out.set_metainfo({"img_shape": size, "ikd_window": (x0, y0, x1, y1)})
     if flip:
-        out.set_metainfo({"flip": not sample.metainfo.get("flip", False), "flip_direction": "horizontal"})
+        flipped, direction = mirrored(
+            sample.metainfo.get("flip", False), sample.metainfo.get("flip_direction")
+        )
+        out.set_metainfo({"flip": flipped, "flip_direction": direction})
     return out
 
 
-def _crop_instances(instances: InstanceData, window: Window, flip: bool, min_kept: float | None) -> InstanceData:
+def mirrored(flip: bool, direction: str | None) -> tuple[bool, str | None]:
+    """mmdet's ``flip`` and ``flip_direction`` after one more horizontal mirror.
+
+    >>> mirrored(False, None), mirrored(True, "vertical"), mirrored(True, "horizontal")
+    ((True, 'horizontal'), (True, 'diagonal'), (False, None))
+    """
+    after = {None: "horizontal", "horizontal": None, "vertical": "diagonal", "diagonal": "vertical"}
+    new = after[direction if flip else None]
+    return new is not None, new
+
+
+def _crop_instances(
+    instances: InstanceData, window: Window, flip: bool, min_kept: float | None
+) -> InstanceData:
     """Instances in the window; ``min_kept=None`` where the window is the whole image and all stay."""
     boxes = box_tensor(instances.bboxes)
     moved, keep = move_boxes(boxes, window, flip, min_kept)
@@ -117,7 +133,9 @@ def _crop_instances(instances: InstanceData, window: Window, flip: bool, min_kep
 def move_boxes(boxes: Tensor, window: Window, flip: bool, min_kept: float | None) -> tuple[Tensor, Tensor]:
     """xyxy boxes that stay, in the window's coordinates, and the bool ``[n]`` of which they are."""
     exact = boxes.double()
-    keep = torch.ones_like(exact[:, 0], dtype=torch.bool) if min_kept is None else kept(exact, window, min_kept)
+    keep = (
+        torch.ones_like(exact[:, 0], dtype=torch.bool) if min_kept is None else kept(exact, window, min_kept)
+    )
     moved = exact[keep] if min_kept is None else clip_to_window(exact[keep], window)
     if flip:
         moved = flip_boxes(moved, window[2] - window[0])

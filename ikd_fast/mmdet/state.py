@@ -41,11 +41,16 @@ def import_keys(state: Any, prefix: str, ikd: nn.Module) -> None:
             f"{', ...' if len(missing) > 8 else ''}; it must be of this student, plain or distilled. "
             f"It has {len(names)} keys, e.g. {names[:3]}"
         )
-    absent = sorted(k for k in losses if KD_PREFIX + k not in names)
-    if absent and len(absent) < len(losses):
+    wrong = [
+        f"{k} (checkpoint {list(state[prefix + k].shape)}, model {list(own['student.' + k].shape)})"
+        for k in student
+        if k in names and state[prefix + k].shape != own["student." + k].shape
+    ]
+    if wrong:
         raise ValueError(
-            f"the checkpoint lacks {len(absent)} of {len(losses)} weights of the losses, e.g. {absent[:3]}"
+            f"{len(wrong)} of the checkpoint's weights have another shape than the student's: {', '.join(wrong[:8])}"
         )
+    absent = [k for k in losses if KD_PREFIX + k not in names]
     for name in names:
         value = state.pop(prefix + name)
         home = _HOME + name.removeprefix(KD_PREFIX) if name.startswith(KD_PREFIX) else _STUDENT + name

@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from ikd_fast.distill import FrozenTeacher
+
 from .samples import from_targets
 
 
@@ -17,13 +19,14 @@ class MMDetVictim:
     unless ``include_rpn``. The value couples images only through a positive normaliser, which does not change a sign step.
     """
 
-    def __init__(self, detector: Any, *, include_rpn: bool = False) -> None:
-        self.detector = detector
+    def __init__(self, teacher: FrozenTeacher, *, include_rpn: bool = False) -> None:
+        self.teacher = teacher
         self.include_rpn = include_rpn
 
     def __call__(self, images: Tensor, targets: list[dict[str, Any]]) -> Tensor:
+        detector: Any = self.teacher.net
         samples = from_targets(targets, (images.shape[-2], images.shape[-1]))
-        return class_loss(self.detector.loss(images, samples), include_rpn=self.include_rpn)
+        return class_loss(detector.loss(images, samples), include_rpn=self.include_rpn)
 
 
 def class_loss(losses: Mapping[str, Any], *, include_rpn: bool = False) -> Tensor:

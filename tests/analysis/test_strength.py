@@ -22,7 +22,9 @@ class Linear:
 def rows_of(attacks, value=100.0, evaluate=None):
     x = torch.full((2, 3, 8, 8), value)
     batches = lambda: [(x, None, [0, 1]), (x[:1], None, [2])]  # noqa: E731
-    return attack_strength(Linear(), batches, attacks, units=PixelUnits(value_range=(0, 255)), evaluate=evaluate)
+    return attack_strength(
+        Linear(), batches, attacks, units=PixelUnits(value_range=(0, 255)), evaluate=evaluate
+    )
 
 
 def test_rows_of_a_linear_victim():
@@ -32,7 +34,13 @@ def test_rows_of_a_linear_victim():
         "iterative": OnlineDIFGSM("iterative", diversity_prob=0),
     }
     clean, control, single, iterative = rows_of(attacks)
-    assert (clean.name, clean.class_loss, clean.feature_change, clean.linf, clean.gradient_evals) == ("clean", 100, 0, 0, 0)
+    assert (clean.name, clean.class_loss, clean.feature_change, clean.linf, clean.gradient_evals) == (
+        "clean",
+        100,
+        0,
+        0,
+        0,
+    )
     # The gradient is positive everywhere: five steps of 2 reach +8, of one step of 10 from U(-8, 8) nearly all of it.
     assert iterative.class_loss == pytest.approx(108)
     assert iterative.feature_change == pytest.approx(0.08)
@@ -54,8 +62,9 @@ def test_evaluate_sees_the_perturbed_images_in_order():
         seen.append([tuple(x.shape) for x in images])
         return {"top": float(max(x.max() for x in images))}
 
-    clean, attacked = rows_of({"up": OnlineDIFGSM("iterative", diversity_prob=0)}, evaluate=evaluate)
-    assert seen == [[(2, 3, 8, 8), (1, 3, 8, 8)]] * 2
+    clean, control, attacked = rows_of({"up": OnlineDIFGSM("iterative", diversity_prob=0)}, evaluate=evaluate)
+    assert seen == [[(2, 3, 8, 8), (1, 3, 8, 8)]] * 3
+    assert control.name == "random sign, eps 8"  # added, since none was asked for
     assert (clean.metrics, attacked.metrics) == ({"top": 100.0}, {"top": 108.0})
     lines = strength_table([clean, attacked]).splitlines()
     assert lines[0].startswith("| images | class loss | top |")
@@ -65,4 +74,4 @@ def test_evaluate_sees_the_perturbed_images_in_order():
 
 def test_no_images_is_an_error():
     with pytest.raises(ValueError, match="batches\\(\\) yielded nothing"):
-        attack_strength(Linear(), lambda: [], {}, units=PixelUnits(value_range=(0, 255)))
+        attack_strength(Linear(), list, {}, units=PixelUnits(value_range=(0, 255)))

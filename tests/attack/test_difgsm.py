@@ -117,7 +117,7 @@ def test_uint8_range_unit_range_and_normalised_images_get_the_same_perturbation(
     deltas = {}
     for name, (units, images, to_pixels) in scales.items():
         for mode in ("iterative", "single"):
-            attack = OnlineDIFGSM(mode, diversity_prob=0, **units)
+            attack = OnlineDIFGSM(mode, diversity_prob=1, **units)
             out = attack(
                 lambda v, y, f=to_pixels: per_image_loss(net)(f(v), y), images, image_ids=[0, 1], epoch=2
             )
@@ -213,7 +213,6 @@ def test_feature_objective_raises_the_relative_distance():
         return (f - c).square().flatten(1).sum(1) / c.square().flatten(1).sum(1)
 
     assert bool((distance(out.images) > 2 * distance(control.images)).all())
-    # The objective that was logged before the first step is that of the random start, computed here by hand.
     assert out.objective[0].shape == (2,)
     assert float(out.objective[-1].mean()) > float(out.objective[0].mean())
 
@@ -275,7 +274,8 @@ def test_half_precision_images_stay_half():
         (dict(objective="logits"), r"objective must be one of \['cls', 'feature'\].*got 'logits'"),
         (dict(eps=-1), "eps must be in 0..255, got -1"),
         (dict(eps=300), "eps must be in 0..255, got 300"),
-        (dict(steps=0), "steps must be an integer >= 1, got 0"),
+        (dict(mode="iterative", steps=0), "steps must be an integer >= 1, got 0"),
+        (dict(mode="single", steps=10), "spends 1 gradients, got steps=10; write mode='iterative'"),
         (dict(diversity_prob=1.5), "diversity_prob must be in 0..1, got 1.5"),
         (dict(diversity_rate=0), "diversity_rate must be above 0"),
         (dict(objective="feature", random_start=False), "exactly zero gradient at the clean image"),
@@ -325,3 +325,12 @@ def test_seed_none_draws_anew_and_follows_torch_manual_seed():
     torch.manual_seed(0)
     assert torch.equal(attack(None, x).delta, a)
     assert not torch.equal(a, b)
+
+
+def test_strengths_in_the_wrong_unit_are_pointed_out():
+    with pytest.warns(UserWarning, match="eps is in 0..255 grey levels, got 0.0313725"):
+        OnlineDIFGSM(eps=8 / 255, value_range=(0, 1))
+    with pytest.raises(
+        ValueError, match=r"std=\(0.229, 0.224, 0.225\), which looks like 0..1; write them times 255"
+    ):
+        OnlineDIFGSM(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))

@@ -264,7 +264,12 @@ def test_box_formats_give_one_plan(many) -> None:
 def test_min_kept_drops_slivers_and_asks_a_survivor_for_its_share() -> None:
     """By hand: boxes with 100 %, 40 %, 39 % and 0 % of their area left of x = 100."""
     boxes = torch.tensor(
-        [[10.0, 10.0, 60.0, 60.0], [60.0, 0.0, 160.0, 10.0], [61.0, 0.0, 161.0, 10.0], [100.0, 0.0, 120.0, 9.0]]
+        [
+            [10.0, 10.0, 60.0, 60.0],
+            [60.0, 0.0, 160.0, 10.0],
+            [61.0, 0.0, 161.0, 10.0],
+            [100.0, 0.0, 120.0, 9.0],
+        ]
     )
     window = (0, 0, 100, 100)
     for min_kept, expected in ((0.0, [0, 1, 2]), (0.4, [0, 1]), (0.5, [0]), (1.0, [0])):

@@ -357,7 +357,7 @@ def test_wrong_arguments_and_inputs():
         ikd.step(images, targets[:2], image_ids=range(3), epoch=0)
     with pytest.raises(ValueError, match="image_ids must have one entry per image: expected 3, got 1"):
         ikd.step(images, targets, image_ids=[1], epoch=0)
-    with pytest.raises(TypeError, match="must be uint8 or floating, got torch.int64"):
+    with pytest.raises(TypeError, match=r"expected uint8 \(0..255\) or a float dtype, got torch.int64"):
         make(augment=None).step(images.long(), targets, image_ids=range(3), epoch=0)
     with pytest.raises(ValueError, match="fraction of the run: give total_steps="):
         run(make(stop_at=0.5))
@@ -368,3 +368,147 @@ def test_a_dead_teacher_is_an_error_at_start():
     teacher.neck.lateral.weight.data.fill_(float("nan"))
     with pytest.raises(ValueError, match=r"teacher's features are not finite at levels \[0, 1\]"):
         make(teacher=teacher)
+
+
+def test_images_without_boxes_and_bf16_autocast():
+    ikd = make()
+    images, targets = batch()
+    targets[1] = dict(boxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.long))
+    out = ikd.step(images, targets, image_ids=range(3), epoch=0)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = ikd.step(images, targets, image_ids=range(3), epoch=0)
+    half.total.backward()
+    assert all(bool(p.grad.isfinite().all()) for p in ikd.student.parameters() if p.grad is not None)
+    # bfloat16 keeps 8 bits; its gradient signs choose another adversarial image in places.
+    torch.testing.assert_close(
+        half.terms["task/task"].float(), out.terms["task/task"].float(), rtol=0.02, atol=0.02
+    )
+    torch.testing.assert_close(
+        half.terms["kd/fgd"].float(), out.terms["kd/fgd"].float(), rtol=0.05, atol=1e-4
+    )
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch():
+    """Halves of a batch, each loss divided by 2, add up (student in eval mode, so that no statistic couples images)."""
+    images, targets = batch(4)
+    grads = []
+    for parts in ([slice(0, 4)], [slice(0, 2), slice(2, 4)]):
+        ikd = make(losses=[AdvFeatureLoss()], example=torch.zeros(1, 3, 64, 64)).eval()
+        for part in parts:
+            out = ikd.step(images[part], targets[part], image_ids=list(range(4))[part], epoch=0)
+            (out.total / len(parts)).backward()
+        grads.append(ikd.student.neck.lateral.weight.grad)
+    # Convolutions of another batch size add in another order, which may turn a sign of the perturbation.
+    torch.testing.assert_close(grads[0], grads[1], rtol=1e-3, atol=1e-5)
+
+
+def test_ddp_in_one_process_survives_the_end_of_the_adversarial_branch(tmp_path):
+    """The alignment of ``adv_loss`` is unused after ``stop_at``; DDP without ``find_unused_parameters`` must not mind."""
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        wide = Net()
+        wide.neck.lateral, wide.neck.down = nn.Conv2d(6, 12, 1), nn.Conv2d(12, 12, 3, stride=2, padding=1)
+        wide.head = nn.Conv2d(12, 4, 1)
+        ikd = make(teacher=wide, stop_at=dict(epoch=1))
+        assert list(ikd.adv_loss.parameters())
+        model = nn.parallel.DistributedDataParallel(ikd)
+        images, targets = batch()
+        for epoch in (0, 1, 2):
+            model(images, targets, image_ids=range(3), epoch=epoch).total.backward()
+    finally:
+        dist.destroy_process_group()
+
+
+def test_padding_is_zero_for_uint8_and_normalised_stacks_alike():
+    units = PixelUnits(mean=(10, 20, 30), std=(50, 60, 70))
+    pixels = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)
+    _, targets = batch()
+    totals = []
+    for images in (pixels, units.from_pixels(pixels)):
+        aug = AdaptiveFreqAug(mean=units.mean, std=units.std, noise_prob=0)
+        ikd = make(units=units, augment=aug, attack=None).eval()
+        out = ikd.step(images, targets, image_ids=range(3), epoch=0)
+        assert out.plan.crop_frac > 0
+        totals.append(float(out.total))
+    assert totals[0] == pytest.approx(totals[1], rel=1e-5)
+
+
+def test_more_wrong_arguments():
+    images, targets = batch()
+    with pytest.raises(
+        ValueError, match="IKD reads boxes as xyxy pixels, augment has box_format='cxcywh_norm'"
+    ):
+        make(augment=AdaptiveFreqAug(value_range=(0, 1), box_format="cxcywh_norm"))
+    with pytest.raises(ValueError, match="different callables"):
+        make(losses=[AdvFeatureLoss(source=lambda n, x: n(x)), AdvFeatureLoss(source=lambda n, x: n(x))])
+    counting, plain = make(stop_at=dict(iter=5)), make(augment=None)
+    with pytest.raises(ValueError, match="give step= to every ikd.step"):
+        counting.step(images, targets, image_ids=range(3), epoch=0)
+    with pytest.raises(ValueError, match="images is empty"):
+        plain.step([], [], image_ids=[], epoch=0)
+    with pytest.raises(ValueError, match="the student on cpu; write images.to"):
+        plain.step(images.to("meta"), targets, image_ids=range(3), epoch=0)
+    student = Net()
+    student.backbone.with_cp = True
+    replayed = make(student=student)
+    with pytest.raises(ValueError, match=r"backbone recomputes its forward in backward \(with_cp=True\)"):
+        run(replayed)
+
+
+def test_features_changed_in_place_are_refused():
+    net = Net()
+    net.backbone[2] = nn.ReLU(inplace=True)
+    with pytest.raises(RuntimeError, match="what 'backbone.1' gave was changed in place"):
+        make(student=net, losses=[AdvFeatureLoss(source="backbone.1")], attack=None)
+
+
+def test_inputs_that_would_pass_silently_are_named():
+    images, targets = batch()
+    plain = make(augment=None, attack=None)
+    ids = dict(image_ids=range(3), epoch=0)
+    with pytest.raises(
+        ValueError, match=r"targets\[0\]: expected a dict with 'boxes'.*got keys \['bboxes', 'labels'\]"
+    ):
+        plain.step(images, [dict(bboxes=t["boxes"], labels=t["labels"]) for t in targets], **ids)
+    with pytest.raises(ValueError, match="targets must have one entry per image: expected 3, got None"):
+        plain.step(images, None, **ids)
+    with pytest.raises(ValueError, match=r"targets\[1\]\['labels'\]: expected 1, one per box, got 2"):
+        plain.step(images, [targets[0], targets[1] | dict(labels=torch.tensor([1, 2])), targets[2]], **ids)
+    with pytest.raises(ValueError, match=r"boxes\[2\]"):
+        plain.step(
+            images,
+            [*targets[:2], targets[2] | dict(boxes=torch.tensor([[1.0, 1.0, float("nan"), 2.0]]))],
+            **ids,
+        )
+    with pytest.raises(ValueError, match="expected values of 0 to 1"):
+        plain.step(images * 255, targets, **ids)
+    with pytest.raises(ValueError, match="expected values of 0 to 1.*found nan"):
+        plain.step(images * float("nan"), targets, **ids)
+    with pytest.raises(ValueError, match="epoch must be in"):
+        plain.step(images, targets, image_ids=range(3), epoch=-1)
+    with pytest.raises(TypeError, match="epoch must be an integer, got 0.5"):
+        plain.step(images, targets, image_ids=range(3), epoch=0.5)
+    with pytest.raises(TypeError, match="must be an integer"):
+        plain.step(images, targets, image_ids=[0.5, 1.5, 2.5], epoch=0)
+    with pytest.raises(TypeError, match=r"images\[0\] must be a torch.Tensor \[C, H, W\], got ndarray"):
+        plain.step(list(images.numpy()), targets, **ids)
+
+
+def test_a_net_is_not_its_own_teacher():
+    net = Net()
+    with pytest.raises(ValueError, match=r"student and teacher share \d+ parameters.*copy.deepcopy"):
+        make(student=net, teacher=net)
+    assert all(p.requires_grad for p in net.parameters())
+    with pytest.raises(TypeError, match="attack must be an ikd_fast.OnlineDIFGSM or None, got {'type'"):
+        make(attack=dict(type="OnlineDIFGSM"))
+
+
+def test_one_declaration_of_the_units_is_enough():
+    aug, attack = AdaptiveFreqAug(noise_prob=1.0), OnlineDIFGSM("single")
+    for where in (dict(units=UNITS), dict(attack=OnlineDIFGSM("single", value_range=(0, 1)), units=None)):
+        out = run(make(**(dict(augment=aug, attack=attack) | where)))
+        assert out.plan.noise_frac > 0
+        assert float(out.logs["attack/linf"]) == pytest.approx(8, abs=1e-3)
+    assert aug.units == PixelUnits()  # the caller's object is left alone

@@ -128,3 +128,22 @@ def test_schedule():
     for bad in (0, 1.5, True, {}, dict(epoch=1, iter=2), dict(epoch=-1), "epoch"):
         with pytest.raises(ValueError, match="stop_at must be"):
             StopAt(bad)
+
+
+def test_files_that_are_no_checkpoints(weights, tmp_path):
+    (tmp_path / "text.pth").write_text("not a checkpoint")
+    with pytest.raises(
+        ValueError, match=r"text.pth cannot be read as a checkpoint: expected a .pth of torch.save"
+    ):
+        read_weights(tmp_path / "text.pth")
+    torch.save([1, 2], tmp_path / "list.pth")
+    with pytest.raises(
+        TypeError, match="must hold a dict of weights, or one under 'state_dict' or 'model'; got list"
+    ):
+        read_weights(tmp_path / "list.pth")
+    torch.save(dict(model=weights, epoch=3), tmp_path / "model.pth")
+    net = Net()
+    load_strict(net, tmp_path / "model.pth")
+    other = Net()
+    load_strict(other, dict(state_dict={"module." + k: v for k, v in weights.items()}))
+    assert all(torch.equal(v, weights[k]) for n in (net, other) for k, v in n.state_dict().items())

@@ -148,5 +148,5 @@ def test_name_and_source(cls) -> None:
     loss = cls(name="mine", source="neck.fpn_convs.{i}.conv")
     assert (loss.name, loss.source) == ("mine", "neck.fpn_convs.{i}.conv")
     assert cls().name == cls.default_name
-    assert cls().source == "neck"
+    assert cls().source is None
     assert "name='mine'" in repr(loss)

@@ -273,7 +273,9 @@ def test_class_ids_the_teacher_lacks(coco_root):
         model.data_preprocessor(data, True)
 
 
-@pytest.mark.parametrize("box", [[float("nan"), 1.0, 5.0, 5.0], [9.0, 1.0, 5.0, 5.0], [0.0, 0.0, float("inf"), 4.0]])
+@pytest.mark.parametrize(
+    "box", [[float("nan"), 1.0, 5.0, 5.0], [9.0, 1.0, 5.0, 5.0], [0.0, 0.0, float("inf"), 4.0]]
+)
 def test_broken_boxes_name_their_file(coco_root, box):
     model = build(augment=None)
     config = Config(stock_config(coco_root, batch_size=2))
@@ -307,3 +309,136 @@ def test_attack_is_on_the_teachers_class_loss(coco_root):
     model.ikd.attack = OnlineDIFGSM("random_sign")
     control = teacher_loss(model.ikd.craft(batch).images)
     assert single - clean > 3 * abs(control - clean)
+
+
+def test_ema_averages_the_student_and_resumes(coco_root, tmp_path):
+    """mmengine's EMAHook beside the distiller: checkpoints are whole, plain, and a resumed run goes on with the same averages."""
+    ema = dict(custom_hooks=[dict(type="EMAHook", momentum=0.1)])
+    full, _ = run(with_ikd(stock_config(coco_root)) | ema, tmp_path / "full")
+    run(with_ikd(stock_config(coco_root, epochs=1)) | ema, tmp_path / "part")
+    run(with_ikd(stock_config(coco_root)) | ema, tmp_path / "part", resume=True)
+    a, b = (torch.load(tmp_path / name / "epoch_2.pth") for name in ("full", "part"))
+    assert not any(k.startswith("kd.") for k in a["state_dict"])
+    MODELS.build(retinanet()).load_state_dict(a["state_dict"], strict=True)
+    for part in ("state_dict", "kd_state_dict", "ema_state_dict"):
+        assert a[part].keys() == b[part].keys()
+        for key, value in a[part].items():
+            torch.testing.assert_close(b[part][key], value, rtol=1e-5, atol=1e-7)
+    teacher = full.model.ikd.teacher
+    (hook,) = [h for h in full.hooks if type(h).__name__ == "EMAHook"]
+    copy = hook.ema_model.module
+    assert copy.ikd.teacher is teacher
+    assert copy.ikd.victim.teacher is teacher
+
+
+def test_other_models_keep_their_own_kd_modules(tmp_path):
+    from torch.utils.data import DataLoader
+
+    from mmengine.model import BaseModel
+
+    class Model(BaseModel):
+        def __init__(self):
+            super().__init__()
+            self.kd = torch.nn.Linear(2, 1)
+
+        def forward(self, inputs, mode="tensor"):
+            return dict(loss=self.kd(inputs).mean())
+
+    loader = DataLoader(
+        torch.rand(4, 2), batch_size=2, collate_fn=lambda rows: dict(inputs=torch.stack(rows))
+    )
+    runner = Runner(
+        Model(), str(tmp_path), train_dataloader=loader, train_cfg=dict(by_epoch=True, max_epochs=1),
+        optim_wrapper=dict(optimizer=dict(type="SGD", lr=0.1)), default_scope="mmengine", log_level="WARNING",
+    )  # fmt: skip
+    runner.train()
+    assert sorted(torch.load(tmp_path / "epoch_1.pth")["state_dict"]) == ["kd.bias", "kd.weight"]
+
+
+def test_a_checkpoint_of_other_shapes_stops_the_run(coco_root, tmp_path):
+    torch.save(dict(state_dict=MODELS.build(retinanet(classes=5)).state_dict()), tmp_path / "five.pth")
+    with pytest.raises(ValueError, match=r"2 of the checkpoint's weights have another shape.*retina_cls"):
+        run(with_ikd(stock_config(coco_root, epochs=1)), tmp_path, load_from=str(tmp_path / "five.pth"))
+
+
+def test_resuming_another_losses_run_is_refused(trained, coco_root, tmp_path):
+    work, _, _ = trained
+    config = with_ikd(stock_config(coco_root, epochs=3), losses=[dict(type="MGDLoss")])
+    with pytest.raises(ValueError, match="to resume from lacks .* weights of the losses"):
+        run(config, tmp_path, resume=True, load_from=str(work / "epoch_2.pth"))
+
+
+def test_loader_transforms_follow_an_iteration_based_loop(coco_root, tmp_path):
+    """The loader's crop of every batch is that of the pass the model is told."""
+    seen = []
+
+    class Watch(Hook):
+        priority = "LOWEST"
+
+        def before_train_iter(self, runner, batch_idx, data_batch=None):
+            samples = data_batch["data_samples"]
+            seen.append(
+                (runner.model.progress.epoch, [s.img_shape for s in samples], [s.img_id for s in samples])
+            )
+
+    from ikd_fast import AdaptiveFreqAug
+    from ikd_fast.mmdet.samples import image_key
+    from tests.mmdet.conftest import draw
+
+    settings = dict(noise_prob=0.0, area_threshold=40**2)
+    config = with_ikd(
+        stock_config(coco_root, pipeline_extra=[dict(type="AdaptiveFreqAug", **settings)]),
+        augment=None,
+        adv=None,
+    )
+    config["train_cfg"] = dict(type="IterBasedTrainLoop", max_iters=7, val_interval=1000)
+    config["train_dataloader"]["sampler"] = dict(type="InfiniteSampler", shuffle=True)
+    config["default_hooks"] = config["default_hooks"] | dict(checkpoint=None)
+    runner = Runner.from_cfg(Config(config | dict(work_dir=str(tmp_path))))
+    runner.register_hook(Watch())
+    runner.train()
+    assert [epoch for epoch, *_ in seen] == [0, 0, 0, 1, 1, 1, 2]
+    aug = AdaptiveFreqAug(**settings)
+    for epoch, shapes, ids in seen:
+        for shape, i in zip(shapes, ids, strict=True):
+            boxes = torch.tensor(draw(i)[1]) * (80 / 96)
+            key = image_key(dict(img_id=i, img_path=str(coco_root / "images" / f"{i}.png")))
+            plan = aug.plan([boxes], [(80, 80)], [key], epoch, scale=[(80 / 96, 80 / 96)])
+            assert shape == plan.out_sizes[0]
+
+
+def test_passes_of_an_infinite_sampler_count_all_ranks(coco_root, monkeypatch):
+    from ikd_fast.mmdet import hooks
+
+    config = Config(stock_config(coco_root, batch_size=2)["train_dataloader"])
+    config.sampler = dict(type="InfiniteSampler", shuffle=True)
+    loader = Runner.build_dataloader(config, seed=0)
+    runner = type("R", (), dict(train_dataloader=loader))
+    assert hooks._iterations_per_pass(runner) == 6  # 12 images, 2 each
+    monkeypatch.setattr(hooks, "get_world_size", lambda: 3)
+    assert hooks._iterations_per_pass(runner) == 2
+
+
+def test_augmenting_in_loader_and_model_is_refused(coco_root, tmp_path):
+    config = with_ikd(stock_config(coco_root, pipeline_extra=[dict(type="AdaptiveFreqAug")]))
+    with pytest.raises(ValueError, match="images would be augmented twice"):
+        run(config, tmp_path)
+
+
+def test_one_seed_keys_everything_and_sources_of_the_adversarial_loss_are_tapped(coco_root):
+    model = build(seed=5, adv=dict(loss=dict(type="AdvFeatureLoss", source="bbox_head.retina_cls")))
+    assert (model.ikd.seed, model.ikd.attack.seed, model.data_preprocessor.augment.seed) == (5, 5, 5)
+    out = model(**batch_of(model, coco_root), mode="loss")
+    assert float(out["loss_kd/adv"].detach()) > 0
+    own = build(seed=5, augment=dict(type="AdaptiveFreqAug", seed=6))
+    assert own.data_preprocessor.augment.seed == 6
+
+
+def test_an_image_without_boxes(coco_root):
+    model = build().train()
+    config = Config(stock_config(coco_root, batch_size=3))
+    data = next(iter(Runner.build_dataloader(config.train_dataloader, seed=0)))
+    data["data_samples"][1].gt_instances = data["data_samples"][1].gt_instances[:0]
+    model.set_progress(0, 0)
+    out = model(**model.data_preprocessor(data, True), mode="loss")
+    assert all(bool(v.isfinite()) for k, v in out.items() if "loss" in k)

@@ -270,6 +270,10 @@ def test_errors(coco_root):
         MODELS.build(dict(type="IKDDetDataPreprocessor", augment=dict(type="RandomCrop"), **UNITS))
     transform = TRANSFORMS.build(dict(type="AdaptiveFreqAug"))
     with pytest.raises(RuntimeError, match="IKDHook"):
-        loader(coco_root, 1, extra=[transform]).dataset[0]
+        transform(
+            dict(
+                img=np.zeros((40, 40, 3), np.uint8), gt_bboxes=np.zeros((0, 4)), img_id=1, img_path="a/b.png"
+            )
+        )
     assert isinstance(MODELS.build(dict(type="AdaptiveFreqAug", value_range=(0, 255))), nn.Module)
     assert Compose([transform]).transforms[0] is transform
