@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +21,6 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
-    help="Inconsistent knowledge distillation for object detectors. Exit codes: 0 done, 1 failed, 2 wrong usage.",
 )
 Config = Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="An mmdet config.")]
 WorkDir = Annotated[Path | None, typer.Option(help="Where logs and checkpoints go. Default: work_dirs/NAME.")]
@@ -35,13 +35,35 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and not
 EXTRA = {"allow_extra_args": True}
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        from ikd_fast import __version__
+
+        print(f"ikd-fast {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """Inconsistent knowledge distillation for object detectors. Exit codes: 0 done, 1 failed, 2 wrong usage."""
+
+
 @app.command()
 def demo(
     out: Annotated[
         Path | None, typer.Option(help="Folder of the run. Default: runs/demo, with --quick runs/demo-quick.")
     ] = None,
     data: Annotated[
-        Path | None, typer.Option(help="Any COCO-format data set instead of the tree crowns.")
+        Path | None,
+        typer.Option(
+            help="A COCO-format data set instead of the tree crowns: a folder with annotations/{train,val}.json beside train/ and "
+            "val/, or annotations/instances_{train,val}2017.json beside train2017/ and val2017/. A teacher is trained on it first, "
+            "for twice the steps of a student, unless --teacher is given."
+        ),
     ] = None,
     teacher: Annotated[
         Path | None, typer.Option(help="Checkpoint of configs/demo/teacher.py instead of the shipped one.")
@@ -192,7 +214,15 @@ def _errors(console: Console, resume_hint: str = "") -> Iterator[None]:
     except KeyboardInterrupt:
         console.print(f"\nInterrupted. {resume_hint}".rstrip(), highlight=False)
         raise typer.Exit(INTERRUPTED) from None
-    except (ValueError, TypeError, KeyError, OSError, ImportError, RuntimeError) as error:
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        OSError,
+        ImportError,
+        RuntimeError,
+        pickle.UnpicklingError,
+    ) as error:
         usage = getattr(error, "usage", None)
         if usage is None and os.environ.get("IKD_FAST_TRACEBACK"):
             raise

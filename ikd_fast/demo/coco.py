@@ -160,7 +160,12 @@ def _check_file(path: Path, i: int, row: Any, file: Path) -> None:
 def _check_usable(path: Path, images: list[Any], annotations: list[Any]) -> None:
     """At least one box must be left of those that mmdet's loader drops."""
     sizes = {row["id"]: (row["width"], row["height"]) for row in images}
-    counts = {"crowd regions (iscrowd 1)": 0, "ignored": 0, "outside their image": 0, "thinner than 1 pixel or of area 0": 0}
+    counts = {
+        "crowd regions (iscrowd 1)": 0,
+        "ignored": 0,
+        "outside their image": 0,
+        "thinner than 1 pixel or of area 0": 0,
+    }
     crowd, ignored, outside, thin = counts
     for row in annotations:
         (x, y, w, h), (width, height) = row["bbox"], sizes[row["image_id"]]

@@ -16,7 +16,16 @@ from ikd_fast.demo.data import prepare
 from ikd_fast.demo.errors import DemoError
 from ikd_fast.demo.evaluate import evaluate, load_model
 from ikd_fast.demo.files import write_json
-from ikd_fast.demo.plan import DEFAULT_STEPS, QUICK_STEPS, STUDENTS, TITLES, Epochs, Settings, claim, refuse_foreign
+from ikd_fast.demo.plan import (
+    DEFAULT_STEPS,
+    QUICK_STEPS,
+    STUDENTS,
+    TITLES,
+    Epochs,
+    Settings,
+    claim,
+    refuse_foreign,
+)
 from ikd_fast.demo.quiet import quiet
 from ikd_fast.demo.report import Report
 from ikd_fast.demo.students import Student, student_result
@@ -178,7 +187,9 @@ def _welcome(options: Options, splits: dict[str, Split], epochs: Epochs) -> str:
     seeds = f" for each of {options.seeds} seeds" if options.seeds > 1 else ""
     names = ", ".join(TITLES[name] for name in STUDENTS)
     unread = [s for s in splits.values() if s.opened < s.images]
-    looked = "".join(f"Checked the first {s.opened} of {s.images} {s.name} image files only.\n" for s in unread)
+    looked = "".join(
+        f"Checked the first {s.opened} of {s.images} {s.name} image files only.\n" for s in unread
+    )
     return (
         f"Data: {sets} ({splits['train'].root})\n{looked}"
         f"Training three students{seeds}, {epochs.steps} steps each: {names}. Ctrl-C stops; the same command goes on."

@@ -88,5 +88,53 @@ def test_command(checkpoint: Path, tmp_path: Path) -> None:
         "bytes": (tmp_path / "s.pth").stat().st_size,
     }
     result = CliRunner().invoke(app, ["export", str(checkpoint), str(tmp_path / "s.txt")])
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "got 's.txt'" in " ".join(result.stderr.split())
+    result = CliRunner().invoke(app, ["export", str(checkpoint), str(checkpoint)])
+    assert result.exit_code == 2
+    assert "the checkpoint itself" in " ".join(result.stderr.split())
+
+
+class Strange:
+    """Not on the allow-list of checkpoints."""
+
+
+def bad_files(folder: Path) -> dict[str, tuple[Path, str]]:
+    def saved(name: str, value: object) -> Path:
+        torch.save(value, folder / name)
+        return folder / name
+
+    whole = saved("whole.pth", STUDENT).read_bytes()
+    files = {"text.pth": b"hello\n", "empty.pth": b"", "cut.pth": whole[:-300], "pickle.pth": b"\x80\x02}q"}
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    return {
+        "text": (folder / "text.pth", "is not a checkpoint: expected a .pth file that torch.save wrote"),
+        "empty": (folder / "empty.pth", "found an empty file"),
+        "cut": (folder / "cut.pth", "is not a whole checkpoint"),
+        "pickle": (folder / "pickle.pth", "is not a whole checkpoint"),
+        "list": (saved("list.pth", [1, 2]), "found a list"),
+        "tensor": (saved("tensor.pth", torch.ones(2)), "found a Tensor"),
+        "no tensors": (saved("facts.pth", {"a": 1}), "holds no weights: expected a .pth"),
+        "odd state": (saved("odd.pth", {"state_dict": [1]}), "holds no weights: expected a .pth"),
+        "other net": (saved("net.pth", {"conv1.weight": torch.ones(1)}), "holds no detector"),
+        "strange": (saved("strange.pth", {"a": Strange()}), "Strange, which is not on the allow-list"),
+    }
+
+
+@pytest.mark.parametrize(
+    "case",
+    ["text", "empty", "cut", "pickle", "list", "tensor", "no tensors", "odd state", "other net", "strange"],
+)
+def test_what_is_no_student_is_said_in_one_line(
+    tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("IKD_FAST_TRACEBACK", raising=False)
+    path, message = bad_files(tmp_path)[case]
+    result = CliRunner().invoke(app, ["export", str(path), str(tmp_path / "out/s.pth")])
+    assert result.exit_code == 1
+    assert message in " ".join(result.stderr.split())
+    assert path.name in result.stderr
+    assert isinstance(result.exception, SystemExit)  # not a traceback
+    assert ("IKD_FAST_ALLOW_UNSAFE_PICKLE" in result.stderr) == (case == "strange")
+    assert not (tmp_path / "out").exists()

@@ -54,6 +54,7 @@ def test_help_is_quick_and_imports_no_torch() -> None:
         (["test", __file__, "no.pth"], "does not exist"),
         (["test", __file__], "Missing argument"),
         (["export", "no.pth", "x.pth"], "does not exist"),
+        (["demo", "--data", "."], "annotation file missing"),
     ],
 )
 def test_wrong_usage_is_2(
@@ -65,6 +66,34 @@ def test_wrong_usage_is_2(
     assert message in text
     assert result.exit_code == 2
     assert "Traceback" not in text
+
+
+def test_version(ikd) -> None:
+    import ikd_fast
+
+    result = ikd("--version")
+    assert (result.exit_code, result.stdout) == (0, f"ikd-fast {ikd_fast.__version__}\n")
+
+
+def test_demo_help_says_what_data_needs(ikd, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    text = " ".join(ikd("demo", "--help").output.replace("│", " ").split())
+    assert "annotations/{train,val}.json" in text
+    assert "annotations/instances_{train,val}2017.json beside train2017/ and val2017/" in text
+    assert "A teacher is trained on it first" in text
+
+
+@pytest.mark.parametrize("in_base", [False, True])
+def test_a_syntax_error_in_a_config_is_one_line(ikd, tmp_path: Path, in_base: bool) -> None:
+    bad, config = tmp_path / "bad.py", tmp_path / "good.py"
+    bad.write_text("a = 1\nmodel = dict(type='X'\nb = 2\n")
+    config.write_text("_base_ = './bad.py'\n")
+    result = ikd("train", config if in_base else bad)
+    assert result.exit_code == 1
+    assert isinstance(result.exception, SystemExit)
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith(f"error: {bad}, line 2: syntax error: ")
 
 
 def test_bad_data_is_1_and_names_the_file(ikd, tmp_path: Path) -> None:
@@ -81,10 +110,10 @@ def test_settings_must_be_key_value(ikd, tmp_path: Path) -> None:
     config.write_text("model = dict(type='RetinaNet')\n")
     assert ikd("train", config, "stray").exit_code == 2
     result = ikd("train", config, "--cfg-options", "a.b")
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "key=value, got 'a.b'" in result.stderr
     result = ikd("train", config, "--launcher", "ssh")
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "'none', 'pytorch', 'slurm', 'mpi'" in " ".join(result.stderr.split())
 
 

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
+from ikd_fast.demo import coco as module
 from ikd_fast.demo.coco import find_split, find_splits, leaves_folder
 from ikd_fast.demo.errors import DemoError
 
@@ -26,7 +28,7 @@ def root(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     for split in ("train", "val"):
         write(tmp_path / ann.format(split), GOOD)
         (tmp_path / folder.format(split)).mkdir()
-        (tmp_path / folder.format(split) / "a.png").write_bytes(b"png")
+        picture(tmp_path / folder.format(split) / "a.png")
     return tmp_path
 
 
@@ -34,9 +36,13 @@ def root(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 def plain(tmp_path: Path) -> Path:
     write(tmp_path / "annotations/train.json", GOOD)
     (tmp_path / "train").mkdir()
-    (tmp_path / "train/a.png").write_bytes(b"png")
+    picture(tmp_path / "train/a.png")
     (tmp_path / "secret.png").write_bytes(b"png")
     return tmp_path
+
+
+def picture(path: Path, size: tuple[int, int] = (20, 10), **save: Any) -> None:
+    Image.new("RGB", size).save(path, **save)
 
 
 def write(path: Path, value: Any) -> None:
@@ -96,6 +102,17 @@ def change(table: str, key: str, value: Any) -> Callable[[dict[str, Any]], None]
         (change("annotations", "bbox", [1, 2, 3]), r"bbox \[1, 2, 3\], expected \[x, y, width, height\]"),
         (change("annotations", "area", None), r'annotations\[0\] needs "area"'),
         (lambda c: c["images"].append(c["images"][0]), "image ids must be unique"),
+        (
+            change("images", "width", 21),
+            r"images\[0\] says width 21, height 10, but .*a.png is 20 wide, 10 high",
+        ),
+        (
+            change("annotations", "bbox", [1, 2, 0, 0]),
+            r"none of the 1 annotations .*1 thinner than 1 pixel or of area 0; .*annotations\[0\] with bbox \[1, 2, 0, 0\]",
+        ),
+        (change("annotations", "area", 0), "1 thinner than 1 pixel or of area 0"),
+        (change("annotations", "iscrowd", 1), r"1 crowd regions \(iscrowd 1\)"),
+        (change("annotations", "bbox", [20, 2, 5, 5]), "1 outside their image"),
         (change("categories", "name", "dog"), "names and ids must be unique"),
     ],
 )
@@ -122,14 +139,53 @@ def test_not_even_an_object(plain: Path, text: str, message: str) -> None:
 def test_a_missing_file_names_both_layouts(plain: Path) -> None:
     with pytest.raises(
         DemoError, match=r"annotation file missing: expected .*val\.json .* or .*instances_val2017\.json"
-    ):
+    ) as caught:
         find_splits(plain)
+    assert caught.value.usage
 
 
 def test_a_missing_folder_is_wrong_usage(tmp_path: Path) -> None:
     with pytest.raises(DemoError, match="no such folder") as caught:
         find_split(tmp_path / "no", "train")
     assert caught.value.usage
+
+
+@pytest.mark.parametrize("content", [b"not an image", b"", b"\x89PNG\r\n\x1a\n"])
+def test_a_file_that_is_no_image(plain: Path, content: bytes) -> None:
+    (plain / "train/a.png").write_bytes(content)
+    with pytest.raises(DemoError, match=r"train.json: images\[0\]: .*a.png is not an image that can be read"):
+        find_split(plain, "train")
+
+
+def test_sizes_are_those_the_loader_sees(plain: Path) -> None:
+    """EXIF orientation 6 turns a file of 10 x 20 pixels by 90 degrees, as mmcv's loader does."""
+    import mmcv
+
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture(plain / "train/a.jpg", (10, 20), exif=exif)
+    turned = copy.deepcopy(GOOD)
+    turned["images"][0]["file_name"] = "a.jpg"
+    write(plain / "annotations/train.json", turned)
+    assert mmcv.imread(plain / "train/a.jpg").shape == (10, 20, 3)
+    assert find_split(plain, "train").opened == 1
+    turned["images"][0].update(width=10, height=20)
+    write(plain / "annotations/train.json", turned)
+    with pytest.raises(DemoError, match="20 wide, 10 high by its EXIF orientation"):
+        find_split(plain, "train")
+
+
+def test_one_good_box_is_enough_and_only_the_first_files_are_opened(
+    plain: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "OPENED", 1)
+    more = copy.deepcopy(GOOD)
+    more["annotations"].insert(0, {**more["annotations"][0], "id": 2, "iscrowd": 1})
+    more["images"].append({**more["images"][0], "id": 5, "file_name": "b.png"})
+    (plain / "train/b.png").write_bytes(b"not opened")
+    write(plain / "annotations/train.json", more)
+    split = find_split(plain, "train")
+    assert (split.images, split.opened, split.boxes) == (2, 1, 2)
 
 
 def test_splits_must_agree_on_the_classes(root: Path) -> None:

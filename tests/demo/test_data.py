@@ -14,6 +14,7 @@ from pycocotools.coco import COCO
 
 from ikd_fast.demo import data
 from ikd_fast.demo.coco import find_splits
+from ikd_fast.demo.errors import DemoError
 from ikd_fast.demo.tiles import Rect
 
 REAL_SIZES = {
@@ -136,6 +137,53 @@ def test_an_interrupted_write_is_repeated(
         data.prepare(tmp_path)
     monkeypatch.setattr(data, "write_json", original)
     assert set(find_splits(data.prepare(tmp_path))) == {"train", "val", "test"}
+
+
+@pytest.mark.parametrize(
+    "name", ["train/mine.png", "val/a/b.txt", "test/c", "annotations/train.json", "README.md"]
+)
+def test_what_the_demo_did_not_make_stays(tmp_path: Path, fake_source, name: str) -> None:
+    mine = tmp_path / "data" / name
+    mine.parent.mkdir(parents=True)
+    mine.write_bytes(b"mine")
+    with pytest.raises(
+        DemoError, match=rf"data/{name.split('/')[0]}.* not the demo's.*\n.*--out FOLDER"
+    ) as caught:
+        data.prepare(tmp_path / "data")
+    assert caught.value.usage
+    assert [p for p in tmp_path.rglob("*") if p.is_file()] == [mine]
+    assert mine.read_bytes() == b"mine"
+
+
+def test_files_added_to_an_unfinished_data_folder_stay(tmp_path: Path, fake_source) -> None:
+    root = data.prepare(tmp_path / "data")
+    (root / "annotations/done.json").unlink()
+    (root / "train/mine.png").write_bytes(b"mine")
+    data.prepare(root)
+    assert (root / "train/mine.png").read_bytes() == b"mine"
+    assert (root / "annotations/done.json").is_file()
+
+
+def test_the_marker_comes_before_the_first_tile(
+    tmp_path: Path, fake_source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[str] = []
+    original = data.write_bytes
+    monkeypatch.setattr(data, "write_bytes", lambda path, b: (written.append(path.name), original(path, b)))
+    data.prepare(tmp_path)
+    assert written[0] == data.MARKER
+    assert written[1].endswith(".png")
+
+
+def test_empty_folders_and_a_foreign_done_file(tmp_path: Path, fake_source) -> None:
+    (tmp_path / "empty/train").mkdir(parents=True)
+    assert set(find_splits(data.prepare(tmp_path / "empty"))) == {"train", "val", "test"}
+    for number, text in enumerate(("[]", "{", '{"version": 1}')):
+        root = tmp_path / str(number)
+        (root / "annotations").mkdir(parents=True)
+        (root / "annotations/done.json").write_text(text)
+        with pytest.raises(DemoError, match="annotations/ is already and not the demo's"):
+            data.prepare(root)
 
 
 def test_the_licence_travels_with_the_data(tmp_path: Path, fake_source) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,7 @@ def test_other_settings_are_named_and_nothing_is_lost(tmp_path: Path) -> None:
 def test_fresh_deletes_the_run_and_nothing_else(tmp_path: Path) -> None:
     claim(tmp_path, SETTINGS, fresh=False)
     for name in (
+        "student_mine.pth",
         "data/train/a.png",
         "work/seed0/fgd/epoch_1.pth",
         "notes.txt",
@@ -66,5 +68,50 @@ def test_fresh_deletes_the_run_and_nothing_else(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"x")
     clear(tmp_path)
     left = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file())
-    assert left == ["data/train/a.png", "notes.txt"]
+    assert left == ["data/train/a.png", "notes.txt", "student_mine.pth"]
     assert not claim(tmp_path, replace(SETTINGS, steps=400), fresh=True)
+
+
+@pytest.mark.parametrize("fresh", [True, False])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "work/a.txt",
+        "pictures/me.png",
+        "teacher/t",
+        "teacher.pth",
+        "student_alone.pth",
+        "student_fgd_seed1.pth",
+    ],
+)
+def test_a_folder_without_our_state_is_left_alone(tmp_path: Path, name: str, fresh: bool) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_bytes(b"mine")
+    with pytest.raises(DemoError, match=rf"no state.json of one.*{name.split('/')[0]}") as caught:
+        claim(tmp_path, SETTINGS, fresh=fresh)
+    assert caught.value.usage
+    with pytest.raises(DemoError):
+        clear(tmp_path)
+    assert [p for p in tmp_path.rglob("*") if p.is_file()] == [tmp_path / name]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", '{"state": "CA"}', "\udcff"])
+def test_a_state_that_is_not_ours(tmp_path: Path, text: str) -> None:
+    (tmp_path / "state.json").write_bytes(text.encode(errors="surrogateescape"))
+    (tmp_path / "work").mkdir()
+    with pytest.raises(DemoError, match="write or delete state.json, work/ there"):
+        claim(tmp_path, SETTINGS, fresh=True)
+    assert (tmp_path / "work").is_dir()
+    (tmp_path / "state.json").write_text(json.dumps(asdict(SETTINGS)))
+    assert not claim(tmp_path, replace(SETTINGS, steps=1), fresh=True)
+    assert not (tmp_path / "work").exists()
+
+
+def test_fresh_takes_a_link_and_not_what_it_points_to(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/mine.png").write_bytes(b"mine")
+    claim(tmp_path / "run", SETTINGS, fresh=False)
+    (tmp_path / "run/pictures").symlink_to(tmp_path / "elsewhere")
+    clear(tmp_path / "run")
+    assert not (tmp_path / "run/pictures").is_symlink()
+    assert (tmp_path / "elsewhere/mine.png").read_bytes() == b"mine"
