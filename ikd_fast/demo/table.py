@@ -45,7 +45,9 @@ def seeds_table(results: dict[int, dict[str, Any]], *, steps: int, images: dict[
             pairs = {
                 m: [a - b for a, b in zip(p, points[base][m], strict=True)] for m, p in points[better].items()
             }
-            rows.append((f"{TITLES[better]} minus {TITLES[base]}", pairs))
+            # Short, so that every seed fits a terminal of 80 columns.
+            title = f"{TITLES[better]} minus {TITLES[base]}".replace("student + ", "")
+            rows.append((title, pairs))
     for title, by in rows:
         for metric in ("AP", "AP50"):
             s = spread(by[metric])
