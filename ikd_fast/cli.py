@@ -68,7 +68,7 @@ def demo(
     teacher: Annotated[
         Path | None, typer.Option(help="Checkpoint of configs/demo/teacher.py instead of the shipped one.")
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Training steps a student. Default: 300.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Training steps a student. Default: 400.")] = None,
     seeds: Annotated[int, typer.Option(help="Repeat for this many seeds, and print mean and interval.")] = 1,
     seed: Annotated[int, typer.Option(help="The first seed.")] = 0,
     quick: Annotated[bool, typer.Option("--quick", help="A few steps: does everything work here?")] = False,

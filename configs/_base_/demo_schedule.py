@@ -1,9 +1,9 @@
-# 30 epochs of 10 steps: AdamW. A checkpoint after each epoch; the last two are kept, so that one is
+# 40 epochs of 10 steps: AdamW. A checkpoint after each epoch; the last two are kept, so that one is
 # whole when the run is killed while it writes.
 default_scope = "mmdet"
 custom_imports = dict(imports=["ikd_fast.mmdet"])
 
-max_epochs = 30
+max_epochs = 40
 train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=max_epochs, val_interval=max_epochs)
 val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")
@@ -13,7 +13,7 @@ optim_wrapper = dict(
     clip_grad=dict(max_norm=10.0),
 )
 # In epochs, stepped every iteration: a linear warm-up, then a cosine to zero.
-warmup_epochs = 6
+warmup_epochs = 8
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.04, end=warmup_epochs, by_epoch=True, convert_to_iter_based=True),
     dict(

@@ -12,7 +12,7 @@ from typing import Any
 from ikd_fast.demo.errors import DemoError
 from ikd_fast.demo.files import write_json
 
-DEFAULT_STEPS, QUICK_STEPS = 300, 8
+DEFAULT_STEPS, QUICK_STEPS = 400, 8
 STUDENTS = {"alone": "student.py", "fgd": "fgd.py", "fgd_ikd": "fgd_ikd.py"}
 """The students by name, each with its config in ``configs/demo``."""
 

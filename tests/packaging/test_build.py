@@ -20,7 +20,7 @@ def _expected(source: Path) -> set[str]:
     found = set()
     for folder, home in HOMES.items():
         for path in (source / folder).rglob("*"):
-            asset = path.parent.name == "assets" and path.suffix in (".safetensors", ".json")
+            asset = path.parent.name == "assets" and path.is_file()
             if path.suffix == ".py" or path.name == "py.typed" or asset:
                 found.add(f"{home}/{path.relative_to(source / folder).as_posix()}")
     return found
