@@ -79,30 +79,55 @@ def test_every_way_in_makes_the_core_plan(coco_root):
                 assert facts(out["plan"], row) == expected[i]
                 x0, y0, x1, y1 = expected[i][1]
                 assert out["data_samples"][row].img_shape == (y1 - y0, x1 - x0)
-    # 2. as a batch augment, boxes taken from the "device"
-    pre = MODELS.build(
-        dict(
-            type="DetDataPreprocessor",
-            batch_augments=[dict(type="AdaptiveFreqAug", mean=MEAN, std=STD, **SETTINGS)],
-            **UNITS,
+    # 2. as a batch augment, boxes taken from the "device"; its plans are recorded as they are executed
+    for batch_size in (1, 3, 8):
+        pre = MODELS.build(
+            dict(
+                type="DetDataPreprocessor",
+                batch_augments=[dict(type="AdaptiveFreqAug", mean=MEAN, std=STD, **SETTINGS)],
+                **UNITS,
+            )
         )
-    )
-    pre.batch_augments[0].set_progress(EPOCH, 0)
+        augment, plans = pre.batch_augments[0].augment, []
+        apply = augment.apply
+        augment.apply = lambda x, t, plan, apply=apply, plans=plans: (plans.append(plan), apply(x, t, plan))[
+            1
+        ]
+        pre.batch_augments[0].set_progress(EPOCH, 0)
+        for data in loader(coco_root, batch_size):
+            ids = [s.img_id for s in data["data_samples"]]
+            samples = pre(data, True)["data_samples"]
+            for row, i in enumerate(ids):
+                assert facts(plans[-1], row) == expected[i]
+                assert samples[row].ikd_window == expected[i][1]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+def test_the_loader_executes_the_core_plan_to_the_pixel(coco_root, workers, batch_size):
+    """Branch, window, flip and noise are all in the uint8 image: it must be the core's, also in workers that stay alive."""
+    aug = AdaptiveFreqAug(**SETTINGS)
+    expected = {}
     for data in loader(coco_root, 4):
-        ids = [s.img_id for s in data["data_samples"]]
-        samples = pre(data, True)["data_samples"]
-        for row, i in enumerate(ids):
-            x0, y0, x1, y1 = expected[i][1]
-            assert samples[row].ikd_window == (x0, y0, x1, y1)
-            assert samples[row].img_shape == (y1 - y0, x1 - x0)
-    # 3. in the loader, 0 and 2 workers that stay alive while the epoch moves on
-    for workers in (0, 2):
-        one = loader(coco_root, 4, workers, extra=[dict(type="AdaptiveFreqAug", **SETTINGS)])
-        (transform,) = [t for t in one.dataset.pipeline.transforms if hasattr(t, "set_epoch")]
-        for epoch in (0, EPOCH):
-            transform.set_epoch(epoch)
-            shapes = {s.img_id: s.img_shape for data in one for s in data["data_samples"]}
-        assert shapes == {i: (y1 - y0, x1 - x0) for i, (_, (x0, y0, x1, y1), *_) in expected.items()}
+        for image, sample in zip(data["inputs"], data["data_samples"], strict=True):
+            boxes = torch.tensor(draw(sample.img_id)[1]) * (80 / 96)
+            key = image_key(sample.metainfo)
+            plan = aug.plan([boxes], [(80, 80)], [key], EPOCH, scale=[(80 / 96, 80 / 96)])
+            labels = torch.zeros(len(boxes), dtype=torch.long)
+            (out,), _ = aug.apply([image], [dict(boxes=boxes, labels=labels)], plan)
+            expected[sample.img_id] = out
+    one = loader(coco_root, batch_size, workers, extra=[dict(type="AdaptiveFreqAug", **SETTINGS)])
+    (transform,) = [t for t in one.dataset.pipeline.transforms if hasattr(t, "set_epoch")]
+    for epoch in (0, EPOCH):
+        transform.set_epoch(epoch)
+        seen = {
+            sample.img_id: image
+            for data in one
+            for image, sample in zip(data["inputs"], data["data_samples"], strict=True)
+        }
+    assert seen.keys() == expected.keys()
+    for i, image in expected.items():
+        assert torch.equal(seen[i], image)
 
 
 def test_pixels_agree_between_the_ways(coco_root):
