@@ -11,8 +11,6 @@ import warnings
 from importlib import metadata
 from typing import Any
 
-KERNELS_NOTE = "triton kernels are not part of this release: reference (PyTorch) runs on CPU and GPU"
-
 # Distributions to look for, in order of preference, and the line that installs the first.
 PACKAGES: dict[str, tuple[tuple[str, ...], str]] = {
     "numpy": (("numpy",), 'pip install "numpy>=1.26"'),
@@ -138,6 +136,24 @@ def _mmcv(packages: dict[str, Any]) -> dict[str, Any]:
     return report
 
 
+def _kernels(torch_report: dict[str, Any]) -> dict[str, str]:
+    """What computes the operations of ``ikd_fast.kernels`` here, and why."""
+    if torch_report["error"]:
+        return {"backend": "none", "note": "torch does not import"}
+    from ikd_fast.kernels.ops.backend import triton_problem
+
+    problem = triton_problem()
+    if torch_report["gpus"]:
+        return {
+            "backend": "reference" if problem else "triton",
+            "note": problem or "on CUDA tensors; PyTorch on the CPU",
+        }
+    return {
+        "backend": "reference",
+        "note": "no CUDA device: plain PyTorch; " + (problem or "triton would serve one"),
+    }
+
+
 def _missing(packages: dict[str, Any]) -> list[dict[str, str]]:
     return [
         {"name": name, "needed_for": NEEDED_FOR[name], "install": packages[name]["install"]}
@@ -174,9 +190,9 @@ def collect() -> dict[str, Any]:
         "torch": _torch(),
         "packages": packages,
         "mmcv": _mmcv(packages),
-        "kernels": {"backend": "reference", "note": KERNELS_NOTE},
         "missing": _missing(packages),
     }
+    report["kernels"] = _kernels(report["torch"])
     report["problems"] = _problems(report)
     report["ok"] = not report["missing"] and not report["problems"]
     return report

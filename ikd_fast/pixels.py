@@ -84,6 +84,30 @@ class PixelUnits:
         """Lowest and highest valid value, each ``[1 or C, 1, 1]``."""
         return self._constants(images)[1:]
 
+    def numbers(self, dtype: torch.dtype) -> tuple[list[float], list[float], list[float]]:
+        """Grey level, lowest and highest value of images of ``dtype``, on the host: one number, or one for each channel."""
+        if dtype == torch.uint8:
+            return [1.0], [0.0], [255.0]
+        if self.mean is not None and self.std is not None:
+            pairs = list(zip(self.mean, self.std, strict=True))
+            return [1 / s for s in self.std], [-m / s for m, s in pairs], [(255 - m) / s for m, s in pairs]
+        if self.value_range is not None:
+            low, high = self.value_range
+            return [(high - low) / 255], [low], [high]
+        raise ValueError(f"float images must say their scale; {_HOW}")
+
+    def normalisation(self, channels: int) -> tuple[list[float], list[float]]:
+        """``mean`` and ``std`` of ``channels`` channels, on the host: ``(pixels - mean) / std`` is in these units."""
+        if self.mean is not None and self.std is not None:
+            if len(self.mean) not in (1, channels):
+                raise ValueError(
+                    f"mean and std have {len(self.mean)} channels, the images have {channels} (dimension -3)"
+                )
+            repeat = channels // len(self.mean)
+            return list(self.mean) * repeat, list(self.std) * repeat
+        grey, low, _ = self.numbers(torch.float32)
+        return [-low[0] / grey[0]] * channels, [1 / grey[0]] * channels
+
     def to_pixels(self, images: Tensor) -> Tensor:
         """Images in their own units to 0..255 float32 (float64 stays float64)."""
         grey, low, _ = self._constants(images)
@@ -180,17 +204,7 @@ class PixelUnits:
                 f"mean and std have {len(self.mean)} channels, the images have {channels} (dimension -3)"
             )
         if key not in self._cache:
-            if uint8:
-                grey, low, high = [1.0], [0.0], [255.0]
-            elif self.mean is not None and self.std is not None:
-                grey = [1 / s for s in self.std]
-                low = [-m / s for m, s in zip(self.mean, self.std, strict=True)]
-                high = [(255 - m) / s for m, s in zip(self.mean, self.std, strict=True)]
-            elif self.value_range is not None:
-                low, high = [self.value_range[0]], [self.value_range[1]]
-                grey = [(high[0] - low[0]) / 255]
-            else:
-                raise ValueError(f"float images must say their scale; {_HOW}")
+            grey, low, high = self.numbers(torch.uint8 if uint8 else dtype)
             # Filled on the device: copying a list there would be a sync. Not inference tensors: they may meet
             # gradients later.
             with torch.inference_mode(False):

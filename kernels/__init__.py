@@ -1,6 +1,6 @@
 """The operations, usable alone: ``from ikd_fast.kernels import pyramid_l2``. Each is imported on first use.
 
-Pure torch for now, on any device; needs neither Triton nor a GPU.
+Plain PyTorch on a CPU, Triton kernels on CUDA; importing this needs neither Triton nor a GPU.
 """
 
 from __future__ import annotations
@@ -9,44 +9,46 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 _HOME = {
-    "FGDSums": "fgd",
-    "Stream": "philox",
-    "add_noise": "add_noise",
-    "augment_batch": "augment_batch",
-    "channel_kl": "channel_kl",
-    "draw": "philox",
-    "fgd_attention": "fgd",
-    "fgd_context": "fgd",
-    "fgd_masks": "fgd",
-    "fgd_relation": "fgd",
-    "fgd_sums": "fgd",
-    "input_diversity": "input_diversity",
-    "keyed_mask": "masked_l2",
-    "mask_maps": "masked_l2",
-    "normal": "philox",
-    "philox4x32": "philox",
-    "philox4x32_blocks": "philox",
-    "pyramid_l1": "pyramid_l2",
-    "pyramid_l2": "pyramid_l2",
-    "stable_id": "philox",
-    "uniform": "philox",
+    "FGDSums": "ops.fgd",
+    "Stream": "reference.philox",
+    "add_noise": "ops.add_noise",
+    "augment_batch": "ops.augment_batch",
+    "channel_kl": "reference.channel_kl",
+    "draw": "reference.philox",
+    "fgd_attention": "reference.fgd",
+    "fgd_context": "reference.fgd",
+    "fgd_masks": "reference.fgd_masks",
+    "fgd_relation": "ops.fgd",
+    "fgd_sums": "ops.fgd",
+    "input_diversity": "reference.input_diversity",
+    "keyed_mask": "reference.masked_l2",
+    "mask_maps": "ops.masked_l2",
+    "normal": "reference.philox",
+    "philox4x32": "reference.philox",
+    "philox4x32_blocks": "reference.philox",
+    "pyramid_l1": "ops.pyramid_l2",
+    "pyramid_l2": "ops.pyramid_l2",
+    "stable_id": "reference.philox",
+    "uniform": "reference.philox",
 }
 
 __all__ = sorted(_HOME)
 
 if TYPE_CHECKING:
-    from .reference.add_noise import add_noise as add_noise
-    from .reference.augment_batch import augment_batch as augment_batch
+    from .ops.add_noise import add_noise as add_noise
+    from .ops.augment_batch import augment_batch as augment_batch
+    from .ops.fgd import FGDSums as FGDSums
+    from .ops.fgd import fgd_relation as fgd_relation
+    from .ops.fgd import fgd_sums as fgd_sums
+    from .ops.masked_l2 import mask_maps as mask_maps
+    from .ops.pyramid_l2 import pyramid_l1 as pyramid_l1
+    from .ops.pyramid_l2 import pyramid_l2 as pyramid_l2
     from .reference.channel_kl import channel_kl as channel_kl
-    from .reference.fgd import FGDSums as FGDSums
     from .reference.fgd import fgd_attention as fgd_attention
     from .reference.fgd import fgd_context as fgd_context
-    from .reference.fgd import fgd_masks as fgd_masks
-    from .reference.fgd import fgd_relation as fgd_relation
-    from .reference.fgd import fgd_sums as fgd_sums
+    from .reference.fgd_masks import fgd_masks as fgd_masks
     from .reference.input_diversity import input_diversity as input_diversity
     from .reference.masked_l2 import keyed_mask as keyed_mask
-    from .reference.masked_l2 import mask_maps as mask_maps
     from .reference.philox import Stream as Stream
     from .reference.philox import draw as draw
     from .reference.philox import normal as normal
@@ -54,14 +56,12 @@ if TYPE_CHECKING:
     from .reference.philox import philox4x32_blocks as philox4x32_blocks
     from .reference.philox import stable_id as stable_id
     from .reference.philox import uniform as uniform
-    from .reference.pyramid_l2 import pyramid_l1 as pyramid_l1
-    from .reference.pyramid_l2 import pyramid_l2 as pyramid_l2
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
-    value = getattr(importlib.import_module(f"{__name__}.reference.{_HOME[name]}"), name)
+    value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
     globals()[name] = value
     return value
 

@@ -13,13 +13,17 @@ ROOT = Path(__file__).resolve().parents[1]
 # Before torch is imported, and inherited by the processes that tests start.
 # Threads that spin while they wait cost a busy machine several times what they save.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ[_name] = str(min(THREADS, int(os.environ.get(_name, THREADS))))
+_count = min(THREADS, int(os.environ.get("OMP_NUM_THREADS", THREADS)))
+for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # torch follows either
+    os.environ[_name] = str(min(_count, int(os.environ.get(_name, _count))))
 
 
 def pytest_configure(config: pytest.Config) -> None:
     import torch
 
+    # Triton reads it once, when it is imported: without a GPU its kernels are tested in its interpreter.
+    if not torch.cuda.is_available():
+        os.environ.setdefault("TRITON_INTERPRET", "1")
     torch.set_num_threads(min(THREADS, torch.get_num_threads()))
     config.addinivalue_line("markers", "slow: takes more than a few seconds (still part of `make test`)")
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -15,17 +17,22 @@ class AttackBatch:
 
     Attributes:
         images: ``[N, C, H, W]`` perturbed view, requires grad.
-        clean: ``[N, C, H, W]`` the same view of the unperturbed images, no grad.
+        clean: ``[N, C, H, W]`` the same view of the unperturbed images, no grad; made when it is first asked for.
         targets: the targets with boxes moved by the same input diversity.
         sizes: (h, w) of each image before padding.
         step: index of the gradient step, 0-based.
     """
 
     images: Tensor
-    clean: Tensor
     targets: Any
     sizes: Sequence[tuple[int, int]]
     step: int
+    make_clean: Callable[[], Tensor] = field(repr=False)
+
+    @cached_property
+    def clean(self) -> Tensor:
+        with torch.no_grad():
+            return self.make_clean()
 
 
 @dataclass(frozen=True)

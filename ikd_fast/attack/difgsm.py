@@ -171,15 +171,18 @@ class OnlineDIFGSM:
         fill = units.from_pixels(torch.full_like(work[0, :, :1, :1], 127.5), work.dtype)
 
         def project(delta: Tensor) -> Tensor:
-            delta = torch.minimum(torch.maximum(delta, -radius), radius) * valid
-            return torch.minimum(torch.maximum(work + delta, low), high) - work
+            """In place."""
+            torch.clamp(delta, -radius, radius, out=delta)
+            if valid is not None:
+                delta.mul_(valid)
+            return torch.clamp(delta.add_(work), low, high, out=delta).sub_(work)
 
-        start = torch.zeros_like(work)
         if self.random_start or self.mode == "random_sign":
             noise = _keyed_uniform(work, sizes, ids, epoch, seed)
-            start = radius * (noise.sign() if self.mode == "random_sign" else noise)
-        delta = project(start)
-        velocity = torch.zeros_like(work)
+            delta = project(radius * (noise.sign_() if self.mode == "random_sign" else noise))
+        else:
+            delta = project(torch.zeros_like(work))
+        velocity = torch.zeros_like(work) if self.momentum else None
         history: list[Tensor] = []
         nonfinite = torch.zeros(len(work), dtype=torch.bool, device=work.device)
         moved = torch.zeros_like(nonfinite)
@@ -190,13 +193,21 @@ class OnlineDIFGSM:
             )  # fmt: skip
             grad, value = self._gradient(victim, work, delta, view, targets, sizes, fill, k)
             history.append(value)
-            finite = grad.isfinite().flatten(1).all(1)
+            if valid is not None:
+                grad = grad * valid
+            # One NaN or infinity makes the image's sum one.
+            scale = torch.linalg.vector_norm(grad, ord=1, dim=(1, 2, 3)) / grad[0].numel()
+            finite = scale.isfinite()
             nonfinite |= ~finite
-            grad = torch.where(finite[:, None, None, None], grad, torch.zeros_like(grad)) * valid
-            scale = grad.abs().flatten(1).mean(1)
-            moved |= scale > 0
-            velocity = self.momentum * velocity + grad / scale.clamp_min(1e-30)[:, None, None, None]
-            delta = project(delta + (-step if self.targeted else step) * velocity.sign())
+            moved |= finite & (scale > 0)
+            direction = torch.masked_fill(grad, ~finite[:, None, None, None], 0.0)
+            if velocity is not None:
+                scale = torch.where(finite, scale, torch.ones_like(scale)).clamp_min_(1e-30)
+                velocity.mul_(self.momentum).add_(direction.div_(scale[:, None, None, None]))
+                direction = velocity.sign()
+            else:
+                direction.sign_()  # the scale does not change it
+            delta = project(delta.addcmul_(direction, step, value=-1 if self.targeted else 1))
         if self.steps:
             # No gradient, no adversarial example: not a random start passed off as one.
             delta = torch.where(moved[:, None, None, None], delta, torch.zeros_like(delta))
@@ -217,7 +228,11 @@ class OnlineDIFGSM:
         with torch.enable_grad():
             x = (work + delta).requires_grad_(True)
             batch = AttackBatch(
-                view.images(x, fill), view.images(work, fill), view.targets(targets), sizes, step
+                view.images(x, fill),
+                view.targets(targets),
+                sizes,
+                step,
+                lambda: view.images(work, fill),
             )
             value = self.objective(victim, batch)
             if not isinstance(value, Tensor) or not value.requires_grad:
@@ -285,8 +300,10 @@ def _sizes(images: Tensor, targets: Any, sizes: Sequence[tuple[int, int]] | None
     return sizes
 
 
-def _valid(work: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
-    """``[N, 1, H, W]`` of 1 on pixels and 0 on padding, filled on the device."""
+def _valid(work: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor | None:
+    """``[N, 1, H, W]`` of 1 on pixels and 0 on padding, filled on the device; None where nothing is padding."""
+    if all(size == tuple(work.shape[-2:]) for size in sizes):
+        return None
     valid = work.new_ones(len(work), 1, *work.shape[-2:])
     for i, (h, w) in enumerate(sizes):
         valid[i, :, h:].zero_()

@@ -231,6 +231,11 @@ class AdaptiveFreqAug:
         """Crop and flip images, boxes and masks; no noise. Otherwise as :meth:`apply`."""
         return execute.geometry(images, targets, plan, self.box_format, self.on_degenerate == "drop")
 
+    def apply_to_targets(self, images: Images, targets: Targets, plan: AugPlan) -> list[dict[str, Any]]:
+        """The targets of :meth:`apply`; the images are looked at for their sizes only. For a fused path
+        (``ikd_fast.kernels.augment_batch``) that makes the pixels from ``plan.kernel_args()``."""
+        return execute.moved_targets(images, targets, plan, self.box_format, self.on_degenerate == "drop")
+
     def apply_noise(self, images: Images, plan: AugPlan, sizes: Any = None) -> Images:
         """Add to cropped and flipped images the noise that :meth:`apply` would have; nothing on padding.
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from ikd_fast.kernels.reference.add_noise import add_noise
+import torch
+from torch import Tensor
+
+from ikd_fast.kernels import add_noise
 from ikd_fast.pixels import PixelUnits
 
 from . import checks
@@ -26,15 +29,26 @@ def geometry(
         return flips[i] or windows[i] != (0, 0, sizes[i][1], sizes[i][0])
 
     views = [crop_flip(v, windows[i], flips[i]) if changed(i) else v for i, v in enumerate(batch.views)]
-    new_targets = []
-    for i, target in enumerate(targets):
-        canvas = tuple(images.shape[-2:]) if batch.stacked else None
-        new_targets.append(
-            transform(
-                target, windows[i], flips[i], sizes[i], canvas, box_format, drop_empty, plan.min_kept, i
-            )
-        )
+    new_targets = _move_targets(batch, targets, plan, box_format, drop_empty)
     return batch.rebuild(views, changed, clear=True), new_targets
+
+
+def moved_targets(
+    images: Images, targets: Targets, plan: AugPlan, box_format: str, drop_empty: bool
+) -> list[dict[str, Any]]:
+    """What :func:`geometry` makes of the targets, without touching a pixel."""
+    return _move_targets(_unpack(images, targets, plan), targets, plan, box_format, drop_empty)
+
+
+def _move_targets(
+    batch: Batch, targets: Targets, plan: AugPlan, box_format: str, drop_empty: bool
+) -> list[dict[str, Any]]:
+    canvas = tuple(batch.source.shape[-2:]) if batch.stacked else None
+    rows = zip(targets, plan.window.tolist(), plan.flip.tolist(), plan.sizes.tolist(), strict=True)
+    return [
+        transform(target, tuple(window), flip, (h, w), canvas, box_format, drop_empty, plan.min_kept, i)
+        for i, (target, window, flip, (h, w)) in enumerate(rows)
+    ]
 
 
 def noise(images: Images, plan: AugPlan, units: PixelUnits, sizes: Any = None) -> Images:
@@ -53,25 +67,45 @@ def noise(images: Images, plan: AugPlan, units: PixelUnits, sizes: Any = None) -
             "write images, targets = aug.apply_geometry(images, targets, plan) first"
         )
     units.check(batch.views)
-    sigmas, flips, keys = plan.sigma.tolist(), plan.flip.tolist(), plan.ids.tolist()
+    sigmas = plan.sigma.tolist()
+    chosen = [i for i, sigma in enumerate(sigmas) if sigma > 0]
+    if not chosen:
+        return images if batch.stacked else list(images)
+    if batch.stacked:
+        return add_planned_noise(images, plan, units, sizes=torch.tensor(expected))
+    noisy = add_planned_noise([batch.views[i] for i in chosen], plan.select(chosen), units)
     views = list(batch.views)
-    for i, view in enumerate(views):
-        if sigmas[i] > 0:
-            low, high = units.bounds(view)
-            views[i] = add_noise(
-                view,
-                sigmas[i],
-                seed=plan.seed,
-                id=keys[i],
-                epoch=plan.epoch,
-                grey_level=units.grey_level(view),
-                low=low,
-                high=high,
-                flip=flips[i],
-                round_noise=plan.round_noise,
-                rng=plan.rng,
-            )
+    for i, view in zip(chosen, noisy, strict=True):
+        views[i] = view
     return batch.rebuild(views, lambda i: sigmas[i] > 0, clear=False)
+
+
+def add_planned_noise(
+    images: Any,
+    plan: AugPlan,
+    units: PixelUnits,
+    *,
+    sizes: Tensor | None = None,
+    channels_reversed: bool = False,
+) -> Any:
+    """``add_noise`` of a plan to images in ``units``: all of them in one launch on a GPU."""
+    dtype = images.dtype if isinstance(images, Tensor) else images[0].dtype
+    grey_level, low, high = units.numbers(dtype)
+    return add_noise(
+        images,
+        plan.sigma,
+        plan.ids,
+        seed=plan.seed,
+        epoch=plan.epoch,
+        flip=plan.flip,
+        sizes=sizes,
+        grey_level=grey_level,
+        low=low,
+        high=high,
+        channels_reversed=channels_reversed,
+        round_noise=plan.round_noise,
+        rng=plan.rng,
+    )
 
 
 def _same_number(images: Images, plan: AugPlan) -> None:

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ikd_fast.augment import AdaptiveFreqAug
+from ikd_fast.augment import AdaptiveFreqAug, AugPlan
 from ikd_fast.augment.checks import as_boxes, counted_boxes, host_ids
-from ikd_fast.kernels.reference.philox import draw
+from ikd_fast.kernels import augment_batch, draw
 from ikd_fast.pixels import PixelUnits
 
 from .step import StepBatch
@@ -39,20 +39,62 @@ def prepare_batch(
         if not hasattr(given, "__len__") or len(given) != len(images):
             got = len(given) if hasattr(given, "__len__") else given
             raise ValueError(f"{name} must have one entry per image: expected {len(images)}, got {got}")
-    plan = None
-    geo, noisy = images, images
-    if augment is not None:
-        plan = augment.plan_for(images, targets, image_ids=ids, epoch=epoch)
-        geo, targets = augment.apply_geometry(images, targets, plan)
-        noisy = augment.apply_noise(geo, plan, plan.out_sizes if isinstance(geo, Tensor) else None)
-    sizes = [_size(image, targets, i) for i, image in enumerate(geo)]
-    _check_targets(targets, sizes)
-    x_geo = _stack(geo, sizes, units, pad_divisor, device)
-    same = plan is None or plan.noise_frac == 0
-    x_data = x_geo if same else _stack(noisy, sizes, units, pad_divisor, device)
+    plan = None if augment is None else augment.plan_for(images, targets, image_ids=ids, epoch=epoch)
+    if units is not None and all(x.dtype == torch.uint8 and x.dim() == 3 and len(x) == 3 for x in images):
+        if augment is not None and plan is not None:
+            targets = augment.apply_to_targets(images, targets, plan)
+            sizes = plan.out_sizes
+        else:
+            sizes = [_size(image, targets, i) for i, image in enumerate(images)]
+        _check_targets(targets, sizes)
+        x_data, x_geo = _from_pixels(images, sizes, plan, units, pad_divisor)
+    else:
+        geo, noisy = images, images
+        if augment is not None and plan is not None:
+            geo, targets = augment.apply_geometry(images, targets, plan)
+            noisy = augment.apply_noise(geo, plan, plan.out_sizes if isinstance(geo, Tensor) else None)
+        sizes = [_size(image, targets, i) for i, image in enumerate(geo)]
+        _check_targets(targets, sizes)
+        x_geo = _stack(geo, sizes, units, pad_divisor, device)
+        same = plan is None or plan.noise_frac == 0
+        x_data = x_geo if same else _stack(noisy, sizes, units, pad_divisor, device)
     return StepBatch(
         x_data, x_geo, _to(targets, device), sizes, ids, int(epoch), int(step or 0), active, plan
     )
+
+
+def _from_pixels(
+    images: Tensor | Sequence[Tensor],
+    sizes: Sequence[tuple[int, int]],
+    plan: AugPlan | None,
+    units: PixelUnits,
+    divisor: int,
+) -> tuple[Tensor, Tensor]:
+    """uint8 ``[3, H, W]`` images to x_data and x_geo, each in one pass over the pixels; one tensor where there is no noise."""
+    n = len(images)
+    whole = sizes if plan is None else plan.sizes.tolist()
+    valid = [image[:, :h, :w] for image, (h, w) in zip(images, whole, strict=True)]
+    mean, std = units.normalisation(3)
+    arguments: dict[str, Any] = {
+        "window": torch.tensor([(0, 0, w, h) for h, w in whole]),
+        "flip": torch.zeros(n, dtype=torch.bool),
+        "sigma": torch.zeros(n),
+        "ids": torch.zeros(n, dtype=torch.int64),
+        "seed": 0,
+        "epoch": 0,
+    }
+    if plan is not None:
+        arguments.update(plan.kernel_args())
+    if isinstance(images, Tensor):  # a stack keeps its sides
+        height, width = images.shape[-2:]
+        arguments["size"] = -(-height // divisor) * divisor, -(-width // divisor) * divisor
+    arguments.update(layout="CHW", mean=mean, std=std, divisor=divisor)
+    if plan is None or plan.noise_frac == 0:
+        x_geo = augment_batch(valid, **arguments)
+        return x_geo, x_geo
+    x_data = augment_batch(valid, **arguments)
+    arguments["sigma"] = torch.zeros(n)
+    return x_data, augment_batch(valid, **arguments)
 
 
 def _size(image: Tensor, targets: Any, i: int) -> tuple[int, int]:

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from ikd_fast.kernels.ops.pyramid_l2 import pyramid_l1, pyramid_l2
 from ikd_fast.kernels.reference.channel_kl import channel_kl
-from ikd_fast.kernels.reference.pyramid_l2 import pyramid_l1, pyramid_l2
 
 from .base import DistillContext, KDLoss
 from .checks import check_number
 from .registry import register_loss
+from .valid import valid_masks
 
 FORMS = ("sum_per_image", "norm", "norm_per_image", "mean", "l1", "cwd")
 
@@ -42,10 +43,13 @@ class AdvFeatureLoss(KDLoss):
         form: one of the forms above.
         tau: temperature of ``cwd``; no other form has one.
         weight: factor of every level.
-        levels, source, name: see ``KDLoss``.
+        ignore_padding: leave out the cells that hold no pixel of their image (``ctx.valid``, else from
+            ``ctx.image_sizes`` and ``ctx.input_size``); ``mean`` then divides by the cells that are left. The
+            published code counts padding. Not for ``cwd``.
+        levels, source, name, backend: see ``KDLoss``.
 
-    Shape: maps ``[N, C, H, W]`` of fp16, bf16, fp32 (computed in fp32) or fp64. Returns ``{"0": scalar,
-    ...}``.
+    Shape: maps ``[N, C, H, W]`` of fp16, bf16, fp32 (summed in fp32, never copied) or fp64. Returns ``{"0":
+    scalar, ...}``.
 
     >>> import torch
     >>> s, t = [torch.full((2, 4, 3, 3), 3.0)], [torch.zeros(2, 4, 3, 3)]
@@ -65,11 +69,13 @@ class AdvFeatureLoss(KDLoss):
         tau: float = 1.0,
         weight: float = 1.0,
         *,
+        ignore_padding: bool = False,
         levels: Sequence[int] | None = None,
         source: str | Sequence[str] | None = None,
         name: str | None = None,
+        backend: str = "auto",
     ) -> None:
-        super().__init__(levels=levels, source=source, name=name)
+        super().__init__(levels=levels, source=source, name=name, backend=backend)
         if form not in FORMS:
             raise ValueError(f"unknown form {form!r}; valid: {', '.join(FORMS)}")
         self.form = form
@@ -77,28 +83,39 @@ class AdvFeatureLoss(KDLoss):
         if self.tau != 1.0 and form != "cwd":
             raise ValueError(f"AdvFeatureLoss: tau={tau} is for form='cwd', got form={form!r}; leave tau out")
         self.weight = check_number("AdvFeatureLoss", "weight", weight)
+        if ignore_padding and form == "cwd":
+            raise ValueError(
+                "AdvFeatureLoss: ignore_padding=True is not for form='cwd', a softmax over the whole map"
+            )
+        self.ignore_padding = bool(ignore_padding)
 
     def forward(
         self, student: Sequence[Tensor], teacher: Sequence[Tensor], ctx: DistillContext
     ) -> dict[str, Tensor]:
-        levels, s, t = zip(*self.pairs(student, teacher), strict=True)
-        values = self._values(s, t)
+        levels, s, t = zip(*self.raw_pairs(student, teacher), strict=True)
+        valid = valid_masks(ctx, s, levels) if self.ignore_padding else None
+        values = self._values(s, t, valid)
         return {str(level): self.weight * value for level, value in zip(levels, values, strict=True)}
 
-    def _values(self, s: Sequence[Tensor], t: Sequence[Tensor]) -> list[Tensor]:
-        if self.form == "l1":
-            return list(pyramid_l1(s, t).mean(1).unbind())
+    def _values(
+        self, s: Sequence[Tensor], t: Sequence[Tensor], valid: Sequence[Tensor] | None
+    ) -> Sequence[Tensor]:
         if self.form == "cwd":
             sums = channel_kl(s, t, self.tau).mean(1).unbind()
             return [value * (self.tau**2 / x.shape[1]) for value, x in zip(sums, t, strict=True)]
-        square = pyramid_l2(s, t)
+        if self.form == "l1":
+            return pyramid_l1(s, t, valid, backend=self.backend).mean(1).unbind()
+        square = pyramid_l2(s, t, valid, backend=self.backend)
         if self.form == "norm":
-            return list((square.sum(1) + 1e-12).sqrt().unbind())
+            return (square.sum(1) + 1e-12).sqrt().unbind()
         if self.form == "norm_per_image":
-            return list((square + 1e-12).sqrt().mean(1).unbind())
+            return (square + 1e-12).sqrt().mean(1).unbind()
+        if self.form == "mean" and valid is not None:
+            cells = zip(square.sum(1).unbind(), valid, t, strict=True)
+            return [value / (v.sum().clamp_min(1) * x.shape[1]) for value, v, x in cells]
         if self.form == "mean":
             return [value / x[0].numel() for value, x in zip(square.mean(1).unbind(), t, strict=True)]
-        return list(square.mean(1).unbind())
+        return square.mean(1).unbind()
 
     def extra_repr(self) -> str:
         tau = f", tau={self.tau}" if self.form == "cwd" else ""

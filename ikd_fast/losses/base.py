@@ -8,6 +8,7 @@ from typing import ClassVar, cast
 
 from torch import Tensor, nn
 
+from ikd_fast.kernels.ops.backend import check_backend
 from ikd_fast.kernels.reference.precision import full
 
 from .align import align_conv, apply_conv
@@ -61,7 +62,8 @@ class KDLoss(nn.Module):
 
     A subclass writes ``forward(student, teacher, ctx)`` and returns a scalar that is already weighted, or a
     dict of such scalars keyed by the level as a string (``"0"``, ``"1"``, ...), whose sum is the loss.
-    ``self.pairs(student, teacher)`` checks the maps and gives the chosen levels in float32. A loss with
+    ``self.pairs(student, teacher)`` checks the maps and gives the chosen levels in float32
+    (``self.raw_pairs`` as they came, for operations that compute in float32 themselves). A loss with
     parameters also writes ``build(level, student, teacher)``, which ``bind`` calls once for every chosen
     level, and sets ``needs_bind = True``; ``align_channels = True`` adds a biased 1x1 convolution student ->
     teacher where channels differ.
@@ -71,6 +73,8 @@ class KDLoss(nn.Module):
         source: where the maps come from, read by whoever captures them: ``"neck"``, ``"backbone"``, a module
             path such as ``"neck.fpn_convs.{i}.conv"``, or a list of paths. None: where IKD's ``features`` says.
         name: the prefix of this loss in logs; ``default_name`` where None.
+        backend: of the operations, where the loss uses any: ``"auto"`` (Triton on CUDA, PyTorch elsewhere),
+            ``"triton"`` or ``"reference"``.
 
     >>> import torch
     >>> class Cosine(KDLoss):
@@ -94,8 +98,11 @@ class KDLoss(nn.Module):
         levels: Sequence[int] | None = None,
         source: str | Sequence[str] | None = None,
         name: str | None = None,
+        backend: str = "auto",
     ) -> None:
         super().__init__()
+        check_backend(type(self).__name__, backend)
+        self.backend = backend
         self.levels = None if levels is None else check_levels(levels)
         self.source = source
         self.name = self.default_name if name is None else name
@@ -159,6 +166,14 @@ class KDLoss(nn.Module):
         self, student: Sequence[Tensor], teacher: Sequence[Tensor]
     ) -> Iterator[tuple[int, Tensor, Tensor]]:
         """``(level, S, T)`` of the chosen levels: checked, S aligned to T, float32 (float64 stays)."""
+        for level, s, t in self.raw_pairs(student, teacher):
+            yield level, full(s), full(t)
+
+    def raw_pairs(
+        self, student: Sequence[Tensor], teacher: Sequence[Tensor]
+    ) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """As ``pairs`` in the maps' own dtype, or in float32 on a side whose levels have several dtypes and
+        where S is aligned: one dtype a side, as the operations take them."""
         if len(student) != len(teacher) or not student:
             raise ValueError(
                 f"{self._label}: expected pyramids of equal length >= 1, got {len(student)} student and "
@@ -170,11 +185,13 @@ class KDLoss(nn.Module):
                 f"{self._label} is bound to levels {list(self._channels)}, got a pyramid of {len(student)} "
                 "levels; bind it to this pyramid, or choose levels="
             )
+        widen_s = bool(self.align) or len({student[i].dtype for i in levels}) > 1
+        widen_t = len({teacher[i].dtype for i in levels}) > 1
         for level in levels:
             s, t = student[level], teacher[level]
             check_maps(f"{self._label}, level {level}", s, t)
             self._check_channels(level, s.shape[1], t.shape[1], student, teacher)
-            s, t = full(s), full(t)
+            s, t = full(s) if widen_s else s, full(t) if widen_t else t
             if str(level) in self.align:
                 s = apply_conv(cast(nn.Conv2d, self.align[str(level)]), s)
             yield level, s, t

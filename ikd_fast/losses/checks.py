@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -42,8 +43,8 @@ def check_maps(where: str, s: Tensor, t: Tensor) -> None:
 def check_boxes(ctx: DistillContext, like: Tensor) -> None:
     """One box list and one size an image, on the maps' device.
 
-    Coordinates are read only where that costs no synchronisation, on a CPU; elsewhere a bad box makes the
-    masks, and so the loss, NaN.
+    Coordinates are read only where that costs no synchronisation, on a CPU and not under ``torch.compile``;
+    elsewhere a bad box makes the masks, and so the loss, NaN.
     """
     n = like.shape[0]
     if len(ctx.boxes) != n or len(ctx.image_sizes) != n:
@@ -60,7 +61,7 @@ def check_boxes(ctx: DistillContext, like: Tensor) -> None:
             raise ValueError(
                 f"image {i}: boxes on {boxes.device}, maps on {like.device}; write boxes.to(features.device)"
             )
-        if boxes.device.type != "cpu":
+        if boxes.device.type != "cpu" or torch.compiler.is_compiling():
             continue
         bad = ~(boxes.isfinite().all(1) & (boxes[:, 2:] >= boxes[:, :2]).all(1))
         if bool(bad.any()):

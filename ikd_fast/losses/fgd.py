@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import cast
@@ -10,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ikd_fast.kernels.reference.fgd import FGDSums, fgd_masks, fgd_relation, fgd_sums
+from ikd_fast.kernels.ops.fgd import FGDSums, fgd_relation, fgd_sums
+from ikd_fast.kernels.reference.precision import no_autocast
 
 from .align import apply_linear, apply_norm
 from .base import DistillContext, KDLoss
@@ -51,16 +53,63 @@ class FGDLevel(nn.Module):
         self.student_context = ContextAdd(channels)
         self.teacher_context = ContextAdd(channels)
 
-    def added(self, sums: FGDSums) -> Tensor:
-        """``a_S - a_T``: what the student's context branch adds less what the teacher's does, ``[N, C]``."""
-        student: Tensor = self.student_context(sums.student_context)
-        teacher: Tensor = self.teacher_context(sums.teacher_context)
-        return student - teacher
-
 
 def _mask_weight(channels: int) -> Tensor:
     # Kaiming normal of a C -> 1 convolution, as published; its bias cancels in the softmax and is left out.
     return nn.init.normal_(torch.empty(channels), std=math.sqrt(2.0 / channels))
+
+
+def _relation(parts: Sequence[FGDLevel], sums: FGDSums, square: Tensor, positions: Sequence[int]) -> Tensor:
+    """sum (R_S(S) - R_T(T))^2 ``[L, N]``; the branches of levels of equal channels are computed together."""
+    n, levels = square.shape[1], len(parts)
+    groups: dict[int, list[int]] = {}
+    for level, channels in enumerate(sums.channels):
+        groups.setdefault(channels, []).append(level)
+    if len(groups) == 1:
+        vectors = sums.vectors.view(3, levels, n, sums.channels[0])
+        return fgd_relation(square, vectors[2], _added(parts, vectors[:2]), _column(positions, square))
+    rows: list[Tensor] = [square] * levels
+    per_level = list(zip(sums.student_context, sums.teacher_context, sums.channel, strict=True))
+    for members in groups.values():
+        vectors = torch.stack(
+            [x for side in zip(*(per_level[i] for i in members), strict=True) for x in side]
+        )
+        vectors = vectors.unflatten(0, (3, len(members)))
+        add = _added([parts[i] for i in members], vectors[:2])
+        column = _column([positions[i] for i in members], square)
+        relation = fgd_relation(square[members], vectors[2], add, column)
+        for i, row in zip(members, relation.unbind(0), strict=True):
+            rows[i] = row
+    return torch.stack(rows)
+
+
+def _added(parts: Sequence[FGDLevel], context: Tensor) -> Tensor:
+    """a_S - a_T ``[L, N, C]`` of contexts ``[2, L, N, C]``: a few launches for all levels and both sides."""
+    branches = [p.student_context for p in parts] + [p.teacher_context for p in parts]
+
+    def stacked(layer: str, name: str) -> Tensor:
+        return torch.stack([getattr(getattr(b, layer), name) for b in branches]).to(context.dtype)
+
+    with no_autocast(context):
+        x = torch.baddbmm(
+            stacked("reduce", "bias")[:, None], context.flatten(0, 1), stacked("reduce", "weight").mT
+        )
+        x = F.layer_norm(x, x.shape[-1:], eps=branches[0].norm.eps)
+        x = F.relu(torch.addcmul(stacked("norm", "bias")[:, None], x, stacked("norm", "weight")[:, None]))
+        x = torch.baddbmm(stacked("expand", "bias")[:, None], x, stacked("expand", "weight").mT)
+    student, teacher = x.unflatten(0, (2, len(parts))).unbind(0)
+    return student - teacher
+
+
+def _column(positions: Sequence[int], like: Tensor) -> Tensor:
+    return _kept_column(tuple(positions), like.device, like.dtype)
+
+
+@functools.lru_cache(maxsize=64)
+def _kept_column(positions: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """H*W of every level ``[L, 1, 1]``, copied to the device once."""
+    with torch.inference_mode(False):
+        return torch.tensor(positions, dtype=dtype).to(device, non_blocking=True)[:, None, None]
 
 
 @register_loss
@@ -90,9 +139,9 @@ class FGDLoss(KDLoss):
             parameters at once; left out, ``bind`` makes them. ``teacher_channels`` defaults to ``channels``.
         box_scale: ``"published"`` places boxes by the image size before padding on the map of the padded
             input, which stretches them when an image is padded; ``"padded"`` places them by the padded size.
-        levels, source, name: see ``KDLoss``.
+        levels, source, name, backend: see ``KDLoss``.
 
-    Shape: maps ``[N, C, H, W]`` of fp16, bf16, fp32 (computed in fp32) or fp64, C >= 2. Returns ``{"0":
+    Shape: maps ``[N, C, H, W]`` of fp16, bf16, fp32 (summed in fp32, never copied) or fp64, C >= 2. Returns ``{"0":
     scalar, ...}``.
 
     >>> import torch
@@ -124,6 +173,7 @@ class FGDLoss(KDLoss):
         levels: Sequence[int] | None = None,
         source: str | Sequence[str] | None = None,
         name: str | None = None,
+        backend: str = "auto",
     ) -> None:
         given = {
             "temperature": temperature,
@@ -134,7 +184,7 @@ class FGDLoss(KDLoss):
             "levels": levels,
         }
         values = resolve("FGDLoss", preset, given, DEFAULTS)
-        super().__init__(levels=values["levels"], source=source, name=name)
+        super().__init__(levels=values["levels"], source=source, name=name, backend=backend)
         if box_scale not in BOX_SCALES:
             raise ValueError(f"unknown box_scale {box_scale!r}; valid: {', '.join(BOX_SCALES)}")
         self.box_scale = box_scale
@@ -156,32 +206,40 @@ class FGDLoss(KDLoss):
         self, student: Sequence[Tensor], teacher: Sequence[Tensor], ctx: DistillContext
     ) -> dict[str, dict[str, Tensor]]:
         """The four terms before their weights: ``{"0": {"fg", "bg", "mask", "rela"}, ...}``."""
-        levels, s, t = zip(*self.pairs(student, teacher), strict=True)
+        levels, values = self._terms(student, teacher, ctx)
+        return {
+            str(level): dict(zip(("fg", "bg", "mask", "rela"), row.unbind(), strict=True))
+            for level, row in zip(levels, values.unbind(1), strict=True)
+        }
+
+    def _terms(
+        self, student: Sequence[Tensor], teacher: Sequence[Tensor], ctx: DistillContext
+    ) -> tuple[tuple[int, ...], Tensor]:
+        """The levels, and their terms ``[4, L]``."""
+        levels, s, t = zip(*self.raw_pairs(student, teacher), strict=True)
         check_boxes(ctx, s[0])
         sizes = ctx.image_sizes if self.box_scale == "published" else [ctx.input_size] * len(ctx.boxes)
-        masks = fgd_masks(ctx.boxes, sizes, [(x.shape[2], x.shape[3]) for x in s])
         parts = [cast(FGDLevel, self.relation[str(level)]) for level in levels]
-        every = fgd_sums(
-            s, t, masks, [p.student_mask for p in parts], [p.teacher_mask for p in parts], self.temperature
+        sums = fgd_sums(
+            s,
+            t,
+            ctx.boxes,
+            sizes,
+            [p.student_mask for p in parts],
+            [p.teacher_mask for p in parts],
+            self.temperature,
+            backend=self.backend,
         )
-        out = {}
-        for level, x, part, sums in zip(levels, s, parts, every, strict=True):
-            relation = fgd_relation(sums, part.added(sums), x.shape[2] * x.shape[3])
-            total = {"fg": sums.foreground, "bg": sums.background, "mask": sums.attention, "rela": relation}
-            out[str(level)] = {key: value / x.shape[0] for key, value in total.items()}
-        return out
+        foreground, background, attention, square = sums.terms.unbind(0)
+        relation = _relation(parts, sums, square, [x.shape[2] * x.shape[3] for x in s])
+        return levels, torch.stack([foreground, background, attention, relation]).mean(2)
 
     def forward(
         self, student: Sequence[Tensor], teacher: Sequence[Tensor], ctx: DistillContext
     ) -> dict[str, Tensor]:
-        weights = {"fg": self.alpha, "bg": self.beta, "mask": self.gamma, "rela": self.lambda_}
-        terms = self.terms(student, teacher, ctx)
-        return {
-            level: sum(
-                (weights[key] * value for key, value in parts.items()), start=parts["fg"].new_zeros(())
-            )
-            for level, parts in terms.items()
-        }
+        levels, (fg, bg, mask, rela) = self._terms(student, teacher, ctx)
+        total = self.alpha * fg + self.beta * bg + self.gamma * mask + self.lambda_ * rela
+        return {str(level): value for level, value in zip(levels, total.unbind(0), strict=True)}
 
     def extra_repr(self) -> str:
         return (

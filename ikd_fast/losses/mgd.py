@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ikd_fast.kernels.reference.masked_l2 import mask_maps
-from ikd_fast.kernels.reference.pyramid_l2 import pyramid_l2
+from ikd_fast.kernels.ops.masked_l2 import mask_maps
+from ikd_fast.kernels.ops.pyramid_l2 import pyramid_l2
 
 from .align import apply_conv
 from .base import DistillContext, KDLoss
@@ -18,6 +20,12 @@ from .presets import resolve
 from .registry import register_loss
 
 DEFAULTS = {"alpha": 2e-5, "mask_ratio": 0.65, "levels": None}
+
+
+def _one_dtype(maps: Sequence[Tensor]) -> list[Tensor]:
+    """The maps as they are, or in their common dtype where an align convolution made some of them float32."""
+    dtype = functools.reduce(torch.promote_types, (x.dtype for x in maps))
+    return [x.to(dtype) for x in maps]
 
 
 @register_loss
@@ -40,7 +48,7 @@ class MGDLoss(KDLoss):
         mask_ratio: fraction of positions set to zero, 0..1, default 0.65.
         channels, teacher_channels, num_levels: channel counts, an integer or one a level, to make the
             parameters at once; left out, ``bind`` makes them. ``teacher_channels`` defaults to ``channels``.
-        levels, source, name: see ``KDLoss``.
+        levels, source, name, backend: see ``KDLoss``.
 
     Shape: maps ``[N, C, H, W]`` of fp16, bf16, fp32 (computed in fp32) or fp64. Returns ``{"0": scalar,
     ...}``.
@@ -69,11 +77,12 @@ class MGDLoss(KDLoss):
         levels: Sequence[int] | None = None,
         source: str | Sequence[str] | None = None,
         name: str | None = None,
+        backend: str = "auto",
     ) -> None:
         values = resolve(
             "MGDLoss", preset, {"alpha": alpha, "mask_ratio": mask_ratio, "levels": levels}, DEFAULTS
         )
-        super().__init__(levels=values["levels"], source=source, name=name)
+        super().__init__(levels=values["levels"], source=source, name=name, backend=backend)
         self.alpha = check_number("MGDLoss", "alpha", values["alpha"])
         self.mask_ratio = check_number("MGDLoss", "mask_ratio", values["mask_ratio"])
         if not 0 <= self.mask_ratio <= 1:
@@ -91,17 +100,23 @@ class MGDLoss(KDLoss):
     def forward(
         self, student: Sequence[Tensor], teacher: Sequence[Tensor], ctx: DistillContext
     ) -> dict[str, Tensor]:
-        levels, made, target = [], [], []
-        for level, s, t in self.pairs(student, teacher):
-            masked = mask_maps(
-                s, ctx.image_ids, ratio=self.mask_ratio, level=level, seed=ctx.seed, epoch=ctx.epoch
-            )
-            first, _, last = cast(nn.Sequential, self.generation[str(level)])
-            made.append(apply_conv(cast(nn.Conv2d, last), F.relu(apply_conv(cast(nn.Conv2d, first), masked))))
-            target.append(t)
-            levels.append(level)
-        values = pyramid_l2(made, target).mean(1) * self.alpha
+        levels, s, t = zip(*self.raw_pairs(student, teacher), strict=True)
+        masked = mask_maps(
+            _one_dtype(s),
+            ctx.image_ids,
+            ratio=self.mask_ratio,
+            levels=levels,
+            seed=ctx.seed,
+            epoch=ctx.epoch,
+            backend=self.backend,
+        )
+        made = [self._generate(level, x) for level, x in zip(levels, masked, strict=True)]
+        values = pyramid_l2(made, _one_dtype(t), backend=self.backend).mean(1) * self.alpha
         return {str(level): value for level, value in zip(levels, values.unbind(), strict=True)}
+
+    def _generate(self, level: int, masked: Tensor) -> Tensor:
+        first, _, last = cast(nn.Sequential, self.generation[str(level)])
+        return apply_conv(cast(nn.Conv2d, last), F.relu(apply_conv(cast(nn.Conv2d, first), masked)))
 
     def extra_repr(self) -> str:
         return f"alpha={self.alpha:g}, mask_ratio={self.mask_ratio}, {super().extra_repr()}"

@@ -9,22 +9,73 @@ import torch
 from torch import Tensor
 
 from ikd_fast.augment import AdaptiveFreqAug, AugPlan, execute
+from ikd_fast.kernels import augment_batch
 from ikd_fast.pixels import PixelUnits
 
 from mmdet.models.data_preprocessors import DetDataPreprocessor
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
+from mmengine.model import ImgDataPreprocessor
 
 from .progress import Progress
 from .samples import box_tensor, crop_sample, image_key
 
 
+class _OnePass(ImgDataPreprocessor):
+    """mmengine's preprocessor with lists of uint8 images mirrored, normalised, padded and stacked in one pass.
+
+    Placed behind mmdet's in the order of inheritance, so that mmdet's calls it where it would call mmengine's.
+    """
+
+    def forward(self, data: dict, training: bool = False) -> dict:
+        images, flips = data["inputs"], data.pop("flips", None)
+        if not self._plain(images):
+            if flips is not None:
+                images = [x.flip(-1) if flip else x for x, flip in zip(images, flips, strict=True)]
+            return super().forward({**data, "inputs": images}, training)
+        data = self.cast_data(data)
+        images = data["inputs"]
+        units: PixelUnits = self.units
+        n = len(images)
+        data["inputs"] = augment_batch(
+            images,
+            window=torch.tensor([(0, 0, x.shape[2], x.shape[1]) for x in images]),
+            flip=torch.tensor([False] * n if flips is None else flips),
+            sigma=torch.zeros(n),
+            ids=torch.zeros(n, dtype=torch.int64),
+            seed=0,
+            epoch=0,
+            layout="CHW",
+            swap_channels=bool(self._channel_conversion),
+            mean=units.mean,
+            std=units.std,
+            divisor=self.pad_size_divisor,
+            pad_value=self.pad_value,
+        )
+        data.setdefault("data_samples", None)
+        return data
+
+    def _plain(self, images: Any) -> bool:
+        """Whether these are what ``augment_batch`` takes; anything else is left to mmengine."""
+        return (
+            isinstance(images, (list, tuple))
+            and len(images) > 0
+            and all(
+                isinstance(x, Tensor) and x.dtype == torch.uint8 and x.dim() == 3 and len(x) == 3
+                for x in images
+            )
+            and (not self._enable_normalize or len(self.units.mean) == 3)
+            and self.pad_size_divisor >= 1
+        )
+
+
 @MODELS.register_module()
-class IKDDetDataPreprocessor(DetDataPreprocessor):
+class IKDDetDataPreprocessor(DetDataPreprocessor, _OnePass):
     """``DetDataPreprocessor`` that crops, flips and adds noise by :class:`~ikd_fast.AdaptiveFreqAug` in training.
 
     The plan is made from CPU boxes before ``cast_data``, so nothing waits for the device; the noise is added on the device
-    after normalisation. In evaluation, or with ``augment=None``, it is mmdet's own.
+    after normalisation. In evaluation, or with ``augment=None``, it does what mmdet's own does. Lists of uint8 images are
+    normalised, padded and stacked in one pass.
 
     Args:
         augment: ``dict(type="AdaptiveFreqAug", ...)`` or an object; None for no augmentation.
@@ -46,8 +97,6 @@ class IKDDetDataPreprocessor(DetDataPreprocessor):
         self.units = PixelUnits(value_range=(0, 255))
         if self._enable_normalize:
             self.units = PixelUnits(mean=self.mean.flatten().tolist(), std=self.std.flatten().tolist())
-        # Noise is drawn in the loader's channel order.
-        self._loader_units = reversed_units(self.units) if self._channel_conversion else self.units
         self.augment = build_augment(augment, self.units)
         self.teacher_classes = teacher_classes
         self.return_geo = return_geo
@@ -77,6 +126,7 @@ class IKDDetDataPreprocessor(DetDataPreprocessor):
             data = {
                 **data,
                 "inputs": [crop_image(image, plan, i) for i, image in enumerate(data["inputs"])],
+                "flips": tuple(plan.flip.tolist()),
                 "data_samples": [crop_sample(sample, plan, i) for i, sample in enumerate(samples)],
             }
         out = super().forward(data, training)
@@ -91,17 +141,17 @@ class IKDDetDataPreprocessor(DetDataPreprocessor):
 
     def _noisy(self, geo: Tensor, samples: list[DetDataSample], plan: AugPlan) -> Tensor:
         """A copy of the batch with noise on the images that get it, drawn in the loader's channel order."""
-        chosen = [i for i, sigma in enumerate(plan.sigma.tolist()) if sigma > 0]
-        if not chosen:
+        if not bool((plan.sigma > 0).any()):
             return geo
-        flip = bool(self._channel_conversion)
-        out = geo.clone()
-        for i in chosen:
-            h, w = samples[i].metainfo["img_shape"][:2]
-            image = geo[i, :, :h, :w]
-            (noisy,) = execute.noise([image.flip(0) if flip else image], plan.select([i]), self._loader_units)
-            out[i, :, :h, :w] = noisy.flip(0) if flip else noisy
-        return out
+        sizes = [tuple(sample.metainfo["img_shape"][:2]) for sample in samples]
+        if sizes != plan.out_sizes:
+            raise ValueError(
+                f"img_shape: expected what the plan's crop leaves, {plan.out_sizes}, got {sizes}; a batch augment that resizes "
+                "images has to come before the noise: leave it out, or use AdaptiveFreqAug in the pipeline"
+            )
+        return execute.add_planned_noise(
+            geo, plan, self.units, sizes=torch.tensor(sizes), channels_reversed=bool(self._channel_conversion)
+        )
 
     def _check_labels(self, samples: list[DetDataSample]) -> None:
         if self.teacher_classes is None:
@@ -152,13 +202,6 @@ def build_augment(
     return AdaptiveFreqAug(**kwargs)
 
 
-def reversed_units(units: PixelUnits) -> PixelUnits:
-    """The units of the same images with their channels turned round."""
-    if units.mean is None or units.std is None:
-        return units
-    return PixelUnits(mean=tuple(units.mean)[::-1], std=tuple(units.std)[::-1])
-
-
 def plan_samples(
     augment: AdaptiveFreqAug,
     samples: list[DetDataSample],
@@ -186,7 +229,6 @@ def plan_samples(
 
 
 def crop_image(image: Tensor, plan: AugPlan, i: int) -> Tensor:
-    """Window and flip ``i`` of the plan on ``[C, H, W]``; a view where nothing is flipped."""
+    """Window ``i`` of the plan on ``[C, H, W]``: a view."""
     x0, y0, x1, y1 = (int(v) for v in plan.window[i])
-    image = image[:, y0:y1, x0:x1]
-    return torch.flip(image, (-1,)) if bool(plan.flip[i]) else image
+    return image[:, y0:y1, x0:x1]

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .precision import check_pyramids, check_temperature, full
+from ..ops.checks import check_pyramids, check_temperature
+from .precision import full
 
 
 def channel_kl(student: Sequence[Tensor], teacher: Sequence[Tensor], tau: float = 1.0) -> Tensor:

@@ -1,34 +1,23 @@
-"""Focal and global distillation: attentions, box masks and the sums its four terms are made of.
+"""Focal and global distillation: attentions, context vectors, and the sums that its four terms are made of.
 
 Yang et al., "Focal and global knowledge distillation for detectors", CVPR 2022, in the form of the published
-module.
+module. ``forward`` and ``backward`` read a map in blocks of positions that stay in a CPU's caches, by matrix-vector
+products and elementwise passes alone: nothing the size of a map is made but the gradient.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
-from .precision import check_pyramids, check_temperature, full, no_autocast
+from .fgd_masks import fgd_masks
+from .precision import check_temperature, full, no_autocast
 
-# Elements of the [N, boxes, H, W] product held at once: 16 MiB in float32.
-_MASK_BUDGET = 1 << 22
-
-
-class FGDSums(NamedTuple):
-    """Sums of one level over its whole batch (not divided by N), and what the relation term needs."""
-
-    foreground: Tensor  # scalar: sum Mfg St Ct D^2
-    background: Tensor  # scalar: sum Mbg St Ct D^2
-    attention: Tensor  # scalar: sum |Cs - Ct| + sum |Ss - St|
-    student_context: Tensor  # [N, C]
-    teacher_context: Tensor  # [N, C]
-    square: Tensor  # scalar: sum D^2
-    channel: Tensor  # [N, C]: sum over h, w of D
+# Elements of a map worked on at once, 1 MiB in float32.
+_BLOCK_BUDGET = 1 << 18
 
 
 def fgd_attention(x: Tensor, temperature: float = 0.5) -> tuple[Tensor, Tensor]:
@@ -44,85 +33,13 @@ def fgd_attention(x: Tensor, temperature: float = 0.5) -> tuple[Tensor, Tensor]:
     check_temperature("fgd_attention", temperature)
     n, c, h, w = x.shape
     x = full(x)
-    # The 1-norm sums magnitudes without storing |x|, in about 0.6 of the time on a CPU. It adds one by one, so the
-    # long sum over positions goes row by row: one pass over 16800 positions errs by 7e-6, this by 2e-7.
+    # The 1-norm sums magnitudes without storing |x|. It adds one by one, so the long sum over positions goes row by
+    # row: one pass over 16800 positions errs by 7e-6, this by 2e-7.
     over_channels = torch.linalg.vector_norm(x, 1, dim=1).flatten(1) / c
     over_positions = torch.linalg.vector_norm(x, 1, dim=3).sum(-1) / (h * w)
     spatial = (over_channels / temperature).softmax(-1) * (h * w)
     channel = (over_positions / temperature).softmax(-1) * c
     return spatial.view(n, h, w), channel
-
-
-def fgd_masks(
-    boxes: Sequence[Tensor], sizes: Sequence[tuple[int, int]], maps: Sequence[tuple[int, int]]
-) -> list[tuple[Tensor, Tensor]]:
-    """Foreground and background weights ``[N, H, W]`` for every map size in ``maps``.
-
-    ``boxes[i]`` is ``[n_i, 4]`` xyxy; a coordinate becomes cells by ``x / sizes[i] * map size``. The
-    published module takes the image size before padding there, though the map covers the padded input, so
-    boxes stretch when an image is padded; give the padded size to avoid that.
-
-    A box covers the cells floor(x1)..ceil(x2),
-    floor(y1)..ceil(y2), both ends included, with weight 1 / area, area counted before clipping to the map;
-    where boxes overlap the largest weight (the smallest box) stands. Background: 1 over the number of
-    uncovered cells, on those cells.
-
-    Boxes wholly outside the map cover nothing. A box with a non-finite coordinate or x2 < x1 makes its
-    image's foreground NaN: no value is read on the host, so the fault shows in the loss. Batched over boxes,
-    in chunks that bound the memory.
-
-    >>> [(fg, bg)] = fgd_masks([torch.tensor([[0.0, 0.0, 8.0, 8.0]])], [(64, 64)], [(8, 8)])
-    >>> fg.count_nonzero().item(), fg.max().item()
-    (4, 0.25)
-    >>> round(bg.sum().item(), 6)
-    1.0
-    """
-    if len(boxes) != len(sizes):
-        raise ValueError(
-            f"fgd_masks: expected one image size for each of the {len(boxes)} box lists, got {len(sizes)}"
-        )
-    if not boxes:
-        return [(torch.zeros(0, *hw), torch.zeros(0, *hw)) for hw in maps]
-    wrong = [(i, tuple(b.shape)) for i, b in enumerate(boxes) if b.ndim != 2 or b.shape[1] != 4]
-    if wrong:
-        raise ValueError(f"fgd_masks: boxes must be [n, 4] xyxy, got (image, shape): {wrong}")
-    if any(min(s) < 1 for s in sizes) or any(min(m) < 1 for m in maps):
-        raise ValueError(
-            f"fgd_masks: image and map sizes (h, w) must be >= 1, got {list(sizes)} and {list(maps)}"
-        )
-    unit, present = _unit_boxes(boxes, sizes)
-    return [_level_masks(unit, present, h, w) for h, w in maps]
-
-
-def _unit_boxes(boxes: Sequence[Tensor], sizes: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
-    """Boxes over their image's size, padded to ``[N, B, 4]``, and which are real. Never reads the device."""
-    padded = pad_sequence([full(b) for b in boxes], batch_first=True)
-    device = padded.device
-    scale = torch.tensor([(w, h, w, h) for h, w in sizes], dtype=padded.dtype).to(device, non_blocking=True)
-    counts = torch.tensor([len(b) for b in boxes]).to(device, non_blocking=True)
-    present = torch.arange(padded.shape[1], device=device) < counts[:, None]
-    return padded / scale[:, None, :], present
-
-
-def _level_masks(unit: Tensor, present: Tensor, h: int, w: int) -> tuple[Tensor, Tensor]:
-    n, count = present.shape
-    x1, y1, x2, y2 = unit.unbind(-1)
-    left, right = (x1 * w).floor(), (x2 * w).ceil()
-    top, bottom = (y1 * h).floor(), (y2 * h).ceil()
-    good = unit.isfinite().all(-1) & (x2 >= x1) & (y2 >= y1)
-    weight = 1.0 / (bottom + 1 - top) / (right + 1 - left)
-    weight = torch.where(good, weight, torch.nan).where(present, 0.0)
-    xs = torch.arange(w, device=unit.device, dtype=unit.dtype)
-    ys = torch.arange(h, device=unit.device, dtype=unit.dtype)
-    columns = ((xs >= left[..., None]) & (xs <= right[..., None])).to(unit.dtype)
-    rows = ((ys >= top[..., None]) & (ys <= bottom[..., None])) * weight[..., None]
-    foreground = unit.new_zeros((n, h, w))
-    step = max(1, _MASK_BUDGET // (n * h * w))
-    for k in range(0, count, step):
-        part = rows[:, k : k + step, :, None] * columns[:, k : k + step, None, :]
-        foreground = torch.maximum(foreground, part.amax(1))
-    free = (foreground == 0).to(unit.dtype)
-    return foreground, free / free.sum((1, 2), keepdim=True).clamp_min(1.0)
 
 
 def fgd_context(x: Tensor, weight: Tensor) -> Tensor:
@@ -139,58 +56,210 @@ def fgd_context(x: Tensor, weight: Tensor) -> Tensor:
         return (x @ share[..., None]).squeeze(-1)
 
 
-def fgd_sums(
-    student: Sequence[Tensor],
-    teacher: Sequence[Tensor],
-    masks: Sequence[tuple[Tensor, Tensor]],
-    student_weight: Sequence[Tensor],
-    teacher_weight: Sequence[Tensor],
-    temperature: float = 0.5,
-) -> list[FGDSums]:
-    """The sums of every level: maps ``[N, C, H, W]``, ``masks`` of ``fgd_masks``, ``[C]`` context weights.
+class Saved(NamedTuple):
+    """What ``backward`` wants beside the maps. M: positions of all levels and images. R: their channels."""
 
-    Gradients go to the student maps and to the weights of both sides; the teacher's attentions weigh D^2
-    without one.
-    """
-    check_pyramids("fgd_sums", student, teacher)
-    check_temperature("fgd_sums", temperature)
-    rest = (masks, student_weight, teacher_weight)
-    if any(len(r) != len(student) for r in rest):
-        raise ValueError(
-            f"fgd_sums: expected masks and weights for {len(student)} levels, got {[len(r) for r in rest]}"
-        )
-    return [
-        _level_sums(full(s), full(t), *m, ws, wt, temperature)
-        for s, t, m, ws, wt in zip(student, teacher, *rest, strict=True)
-    ]
-
-
-def _level_sums(
-    s: Tensor, t: Tensor, foreground: Tensor, background: Tensor, ws: Tensor, wt: Tensor, temperature: float
-) -> FGDSums:
-    spatial_s, channel_s = fgd_attention(s, temperature)
-    spatial_t, channel_t = fgd_attention(t, temperature)
-    d = (s - t).flatten(2)
-    channel_t = channel_t.to(d.dtype)
-    with no_autocast(s):
-        # One product reads D^2 once and gives both the attention-weighted and the plain sum over channels.
-        weights = torch.stack([channel_t, torch.ones_like(channel_t)], 1)
-        weighted, plain = (weights @ d.square()).unbind(1)
-    focus = spatial_t.flatten(1) * weighted
-    return FGDSums(
-        foreground=(foreground.to(d.dtype).flatten(1) * focus).sum(),
-        background=(background.to(d.dtype).flatten(1) * focus).sum(),
-        attention=(channel_s - channel_t).abs().sum() + (spatial_s - spatial_t).abs().sum(),
-        student_context=fgd_context(s, ws),
-        teacher_context=fgd_context(t, wt),
-        square=plain.sum(),
-        channel=d.sum(-1),
+    maps: Tensor  # [5, M]: exponents of Ss, St, student and teacher context shares; foreground weight
+    factors: Tensor  # [2, R]: Ct; gradient of sum |Cs - Ct| by |S|, the same at every position
+    scalars: (
+        Tensor  # [10, L, N]: maxima of the exponents, sums of their exponentials, slope, background cells
     )
 
 
-def fgd_relation(sums: FGDSums, add: Tensor, positions: int) -> Tensor:
-    """``sum (S + a_S - T - a_T)^2`` from the sums; ``add`` is a_S - a_T ``[N, C]``, ``positions`` is H*W.
+def forward(
+    student: Sequence[Tensor],
+    teacher: Sequence[Tensor],
+    student_weight: Sequence[Tensor],
+    teacher_weight: Sequence[Tensor],
+    boxes: Tensor,
+    counts: Sequence[int],
+    sizes: Sequence[int],
+    temperature: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Terms ``[4, L, N]`` (foreground, background, attention, square), vectors ``[3, R]``, and ``Saved``.
 
-    Equals sum D^2 + 2 sum_c add_c sum_hw D_c + H W sum add^2: neither R(S) nor R(T) is made.
+    ``vectors`` are the student's context, the teacher's, and the sum of D over positions: level by level, ``[N, C]``
+    each. ``boxes`` are those of all images, ``counts[n]`` of image n; ``sizes`` are h0, w0, h1, w1, ...
     """
-    return sums.square + 2.0 * (add * sums.channel).sum() + positions * add.square().sum()
+    n, like = student[0].shape[0], full(student[0].new_empty(0)) + full(teacher[0].new_empty(0))
+    masks = fgd_masks(
+        boxes.split(list(counts)),
+        list(zip(sizes[::2], sizes[1::2], strict=True)),
+        [(max(x.shape[2], 1), max(x.shape[3], 1)) for x in student],  # a level of no elements is passed over
+    )
+    rows = n * sum(x.shape[1] for x in student)
+    terms = like.new_zeros((4, len(student), n))
+    vectors = like.new_zeros((3, rows))
+    saved = Saved(
+        like.new_zeros((5, sum(n * x.shape[2] * x.shape[3] for x in student))),
+        like.new_zeros((2, rows)),
+        like.new_zeros((10, len(student), n)),
+    )
+    with no_autocast(like):
+        for level, i, channels, positions in _images(student):
+            s, t = student[level][i].flatten(1), teacher[level][i].flatten(1)
+            if s.numel() == 0:
+                continue
+            maps, factors, scalars = (
+                saved.maps[:, positions],
+                saved.factors[:, channels],
+                saved.scalars[:, level, i],
+            )
+            maps[4] = masks[level][0][i].flatten()
+            weights = student_weight[level], teacher_weight[level]
+            terms[:, level, i] = _image_forward(
+                s, t, weights, vectors[:, channels], maps, factors, scalars, temperature
+            )
+    return terms, vectors, *saved
+
+
+def _images(student: Sequence[Tensor]) -> Iterator[tuple[int, int, slice, slice]]:
+    """Level, image, and their places among all channels and all positions."""
+    channel = position = 0
+    for level, x in enumerate(student):
+        for i in range(x.shape[0]):
+            c, p = x.shape[1], x.shape[2] * x.shape[3]
+            yield level, i, slice(channel, channel + c), slice(position, position + p)
+            channel, position = channel + c, position + p
+
+
+def _blocks(x: Tensor) -> Iterator[slice]:
+    c, p = x.shape
+    step = p if x.device.type != "cpu" else max(64, _BLOCK_BUDGET // c)
+    return (slice(k, min(p, k + step)) for k in range(0, p, step))
+
+
+def _image_forward(
+    s: Tensor,
+    t: Tensor,
+    weights: tuple[Tensor, Tensor],
+    vectors: Tensor,
+    maps: Tensor,
+    factors: Tensor,
+    scalars: Tensor,
+    temperature: float,
+) -> Tensor:
+    """One image of one level, ``[C, P]``: its four terms; fills the other outputs."""
+    (c, p), work = s.shape, vectors.dtype
+    means = vectors.new_zeros((2, c))
+    for block in _blocks(s):
+        for side, x in enumerate((s, t)):
+            x = x[:, block].to(work)
+            magnitude = x.abs()
+            maps[side, block] = magnitude.sum(0)
+            means[side] += magnitude.sum(1)
+            maps[2 + side, block] = weights[side] @ x
+    maps[:2] /= c * temperature
+    top = maps[:4].amax(1, keepdim=True)
+    share = (maps[:4] - top).exp_()
+    total = share.sum(1, keepdim=True)
+    share /= total
+    spatial_s, spatial_t = share[:2] * p
+    free = (maps[4] == 0).to(work)
+    cells = free.sum()
+    focus = torch.stack([maps[4], free / cells.clamp_min(1.0)]) * spatial_t
+    errors = vectors.new_zeros((3, c))
+    for block in _blocks(s):
+        x, y = s[:, block].to(work), t[:, block].to(work)
+        vectors[0] += x @ share[2, block]
+        vectors[1] += y @ share[3, block]
+        d = x - y
+        vectors[2] += d.sum(1)
+        d.square_()
+        errors[0] += d @ focus[0, block]
+        errors[1] += d @ focus[1, block]
+        errors[2] += d.sum(1)
+    channel_s, channel_t = (means / (p * temperature)).softmax(1) * c
+    spatial, channel = spatial_s - spatial_t, channel_s - channel_t
+    side = channel.sign()
+    factors[0] = channel_t
+    factors[1] = channel_s * (side - (side @ channel_s) / c) / (p * temperature)
+    scalars[:8] = torch.cat([top, total]).flatten()
+    scalars[8] = (spatial.sign() @ spatial_s) / p
+    scalars[9] = cells
+    return torch.stack(
+        [
+            errors[0] @ channel_t,
+            errors[1] @ channel_t,
+            spatial.abs().sum() + channel.abs().sum(),
+            errors[2].sum(),
+        ]
+    )
+
+
+def backward(
+    grad_terms: Tensor,
+    grad_vectors: Tensor,
+    student: Sequence[Tensor],
+    teacher: Sequence[Tensor],
+    student_weight: Sequence[Tensor],
+    teacher_weight: Sequence[Tensor],
+    vectors: Tensor,
+    maps: Tensor,
+    factors: Tensor,
+    scalars: Tensor,
+    temperature: float,
+) -> tuple[list[Tensor], Tensor]:
+    """The gradient of every student map, in its dtype and layout, and ``[2, sum C]`` of the context weights."""
+    grads = [torch.empty_like(x) for x in student]
+    weights = vectors.new_zeros((2, sum(x.shape[1] for x in student)))
+    per_level = weights.split([x.shape[1] for x in student], 1)
+    with no_autocast(vectors):
+        for level, i, channels, positions in _images(student):
+            if student[level].numel() == 0:
+                continue
+            out = grads[level][i]
+            grad = out.flatten(1)
+            _image_backward(
+                student[level][i].flatten(1),
+                teacher[level][i].flatten(1),
+                student_weight[level],
+                grad_terms[:, level, i],
+                grad_vectors[:, channels],
+                vectors[:, channels],
+                Saved(maps[:, positions], factors[:, channels], scalars[:, level, i]),
+                temperature,
+                grad,
+                per_level[level],
+            )
+            if grad.data_ptr() != out.data_ptr():  # rows with gaps between them cannot be viewed as one
+                out.copy_(grad.view(out.shape))
+    return grads, weights
+
+
+def _image_backward(
+    s: Tensor,
+    t: Tensor,
+    weight: Tensor,
+    grad_terms: Tensor,
+    grad_vectors: Tensor,
+    vectors: Tensor,
+    saved: Saved,
+    temperature: float,
+    out: Tensor,
+    out_weights: Tensor,
+) -> None:
+    (c, p), work = s.shape, vectors.dtype
+    top, total = saved.scalars[:8].view(2, 4, 1)
+    spatial_s, spatial_t, share_s, share_t = (saved.maps[:4] - top).exp_() / total
+    fg, bg, attention, square = grad_terms
+    foreground = saved.maps[4]
+    # Twice: the derivative of D^2.
+    error = 2.0 * p * spatial_t * (fg * foreground + bg * (foreground == 0) / saved.scalars[9].clamp_min(1.0))
+    side = (spatial_s - spatial_t).sign_()
+    spatial_slope = attention * p * spatial_s * (side - saved.scalars[8]) / (c * temperature)
+    channel_slope = (attention * saved.factors[1])[:, None]
+    channel_t, twice = saved.factors[0][:, None], (2.0 * square)[None, None]
+    by_channel = torch.stack([grad_vectors[2], grad_vectors[0], weight], 1)
+    mean_s, mean_t = (grad_vectors[:2] * vectors[:2]).sum(1)
+    for block in _blocks(s):
+        x, y = s[:, block].to(work), t[:, block].to(work)
+        scores_s = share_s[block] * (grad_vectors[0] @ x - mean_s)
+        scores_t = share_t[block] * (grad_vectors[1] @ y - mean_t)
+        out_weights[0] += x @ scores_s
+        out_weights[1] += y @ scores_t
+        d = x - y
+        d *= torch.addcmul(twice, channel_t, error[block])
+        d.addcmul_(x.sign(), channel_slope + spatial_slope[block])
+        by_position = torch.stack([torch.ones_like(scores_s), share_s[block], scores_s])
+        out[:, block] = d.addmm_(by_channel, by_position)

@@ -29,6 +29,8 @@ def input_diversity(images: Tensor, frames: Tensor, windows: Tensor, fill: Tenso
     """
     _, _, height, width = images.shape
     work = torch.float64 if images.dtype == torch.float64 else torch.float32
+    # Read where that waits for nobody.
+    padded = frames.device.type != "cpu" or any(frame != [height, width] for frame in frames.tolist())
     # Host tensors of a few numbers: copied without waiting.
     windows = windows.to(images.device, work, non_blocking=True)
     frames = frames.to(images.device, work, non_blocking=True)
@@ -44,9 +46,11 @@ def input_diversity(images: Tensor, frames: Tensor, windows: Tensor, fill: Tenso
     )
     moved = F.grid_sample(images.to(work), grid, mode="bilinear", padding_mode="border", align_corners=False)
     inside = (in_y[:, None, :, None] & in_x[:, None, None, :]).expand_as(moved)
-    frame = (frame_y[:, None, :, None] & frame_x[:, None, None, :]).expand_as(moved)
     out = torch.where(inside, moved, fill.to(images.device, work, non_blocking=True))
-    return torch.where(frame, out, images.to(work)).to(images.dtype)
+    if padded:
+        frame = (frame_y[:, None, :, None] & frame_x[:, None, None, :]).expand_as(moved)
+        out = torch.where(frame, out, images.to(work))
+    return out.to(images.dtype)
 
 
 def _axis(size: int, frame: Tensor, start: Tensor, length: Tensor) -> tuple[Tensor, Tensor, Tensor]:

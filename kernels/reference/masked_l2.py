@@ -1,4 +1,7 @@
-"""MGD's random mask, a function of (seed, image id, epoch, level). Its error term is ``pyramid_l2``."""
+"""MGD's random mask, a function of (seed, image id, epoch, level), and the pyramid times it.
+
+The term's error, against the teacher's maps, is ``pyramid_l2``.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,72 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .philox import Stream, uniform
+from .philox import M0, M1, W0, W1, Stream, _key_words
 from .precision import full
+
+LEVELS = 1 << 24
+_LOW = 0xFFFFFFFF
 
 
 def mask_stream(level: int) -> int:
     """The Philox stream of a level's mask: ``Stream.MASK + 256 * level``."""
     return int(Stream.MASK) + 256 * level
+
+
+def keep_bound(ratio: float) -> int:
+    """The largest k for which ``u = k 2^-24`` is kept: ``u <= 1 - ratio``, compared in float32."""
+    if not 0.0 <= ratio <= 1.0:
+        raise ValueError(f"keyed_mask: ratio, the fraction set to zero, must be in 0..1, got {ratio}")
+    return int(torch.tensor(1.0 - ratio, dtype=torch.float32).item() * 2**24)
+
+
+def _words(c0: Tensor, c1: Tensor, c2: Tensor, epoch: int, k0: int, k1: int) -> tuple[Tensor, ...]:
+    """The ten rounds where every block has an image and a stream of its own; high bits are left unmasked.
+
+    ``philox._rounds`` is faster on one long stream; a pyramid is many short ones, where each call costs more
+    than its numbers.
+    """
+    c3 = torch.full_like(c0, epoch)
+    for _ in range(10):
+        p0, p1 = c0.mul_(M0), c2 * M1
+        c0 = (p1 >> 32).bitwise_xor_(c1).bitwise_xor_(k0).bitwise_and_(_LOW)
+        c2 = (p0 >> 32).bitwise_xor_(c3).bitwise_xor_(k1).bitwise_and_(_LOW)
+        c1, c3 = p1, p0
+        k0, k1 = (k0 + W0) & _LOW, (k1 + W1) & _LOW
+    return c0, c1, c2, c3
+
+
+def keep_masks(
+    sizes: Sequence[tuple[int, int]],
+    ids: Sequence[int],
+    levels: Sequence[int],
+    seed: int,
+    epoch: int,
+    ratio: float,
+    device: torch.device | str | None,
+) -> list[Tensor]:
+    """bool ``[N, 1, H, W]`` for every level: true where the map is kept. All draws are made at once."""
+    bound, n = keep_bound(ratio), len(ids)
+    blocks, id_words = [], []
+    k0 = k1 = 0
+    for (height, width), level in zip(sizes, levels, strict=True):
+        keys = [_key_words(seed, i, epoch, mask_stream(level)) for i in ids]
+        k0, k1 = keys[0][3:] if keys else (0, 0)
+        count = height * ((width + 3) // 4)
+        blocks.append(torch.arange(count, device=device).expand(n, count).reshape(-1))
+        pair = torch.tensor([key[:2] for key in keys], dtype=torch.int64).reshape(n, 2, 1)
+        id_words.append(pair.to(device, non_blocking=True).expand(n, 2, count).transpose(0, 1).reshape(2, -1))
+    low, high = torch.cat(id_words, 1)
+    words = _words(torch.cat(blocks), low, high, epoch, k0, k1)
+    # word >> 8 <= bound, with the bits above 32 cleared and those below 8 of no account
+    keep = torch.stack([w.bitwise_and_(_LOW) < (bound + 1) << 8 for w in words], 1)
+    out, start = [], 0
+    for height, width in sizes:
+        width4 = (width + 3) // 4 * 4
+        stop = start + n * height * width4 // 4
+        out.append(keep[start:stop].reshape(n, 1, height, width4)[..., :width])
+        start = stop
+    return out
 
 
 def keyed_mask(
@@ -39,35 +101,25 @@ def keyed_mask(
     >>> bool((keyed_mask([3, 4], 8, 8, ratio=0.5)[1] == keyed_mask([4], 8, 8, ratio=0.5)[0]).all())
     True
     """
-    if not 0.0 <= ratio <= 1.0:
-        raise ValueError(f"keyed_mask: ratio, the fraction set to zero, must be in 0..1, got {ratio}")
-    width4 = (width + 3) // 4 * 4
-    keep = [
-        uniform((height, width4), seed=seed, id=i, epoch=epoch, stream=mask_stream(level), device=device)[
-            :, :width
-        ]
-        <= 1.0 - ratio
-        for i in image_ids
-    ]
-    if not keep:
-        return torch.empty((0, 1, height, width), device=device, dtype=dtype)
-    return torch.stack(keep).unsqueeze(1).to(dtype)
+    return keep_masks([(height, width)], image_ids, [level], seed, epoch, ratio, device)[0].to(dtype)
 
 
-def mask_maps(
-    x: Tensor, image_ids: Sequence[int], *, ratio: float, level: int = 0, seed: int = 0, epoch: int = 0
-) -> Tensor:
-    """``x [N, C, H, W]`` times its keyed mask, one draw shared by all channels: float32 (float64 stays).
+def mask(
+    maps: Sequence[Tensor],
+    dtype: torch.dtype,
+    ids: Sequence[int],
+    levels: Sequence[int],
+    seed: int,
+    epoch: int,
+    ratio: float,
+) -> list[Tensor]:
+    """Every map times its keyed mask, computed in float32 (float64 stays) and stored as ``dtype``."""
+    sizes = [(x.shape[2], x.shape[3]) for x in maps]
+    keep = keep_masks(sizes, ids, levels, seed, epoch, ratio, maps[0].device)
+    return [_product(x, m, dtype) for x, m in zip(maps, keep, strict=True)]
 
-    >>> mask_maps(torch.ones(1, 8, 16, 16), [5], ratio=0.0).mean().item()
-    1.0
-    """
-    if len(image_ids) != x.shape[0]:
-        raise ValueError(
-            f"mask_maps: expected one image id for each of the {x.shape[0]} images, got {len(image_ids)}"
-        )
-    x = full(x)
-    h, w = x.shape[2:]
-    return x * keyed_mask(
-        image_ids, h, w, ratio=ratio, level=level, seed=seed, epoch=epoch, device=x.device, dtype=x.dtype
-    )
+
+def _product(x: Tensor, keep: Tensor, dtype: torch.dtype) -> Tensor:
+    y = full(x)
+    reused = y is not x and y.dtype == dtype
+    return torch.mul(y, keep, out=y if reused else torch.empty_like(x, dtype=dtype))

@@ -2,36 +2,88 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from .precision import check_pyramids, full
+from .precision import full
+
+# Elements whose difference stays in a core's cache: at 2 x 256 channels of 800x1344, 15 ms against 33 for whole maps.
+_CHUNK = 1 << 16
 
 
-def pyramid_l2(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
-    """``out[l, n] = sum over c, h, w of (S_l - T_l)^2``: ``[levels, N]``, float32 (or float64 as given).
+def forward(
+    student: Sequence[Tensor], teacher: Sequence[Tensor], valid: Sequence[Tensor], square: bool
+) -> Tensor:
+    """``[L, N]``: sums over C, H, W of D^2 or |D|, at the positions of ``valid`` where there are such masks."""
+    rows = []
+    for i, (s, t) in enumerate(zip(student, teacher, strict=True)):
+        if not valid and _chunkable(s, t):
+            rows.append(_chunked_sums(s, t, square))
+            continue
+        d = full(s) - full(t)
+        if valid:  # not a product: what lies outside may be infinite
+            d = d.masked_fill_(~valid[i][:, None], 0.0)
+        rows.append((d.square_() if square else d.abs_()).sum((1, 2, 3)))
+    return torch.stack(rows)
 
-    The maps are ``[N, C, H, W]``, any floating dtype and layout, each level of its own C, H, W. The gradient
-    goes to the student; a teacher map that requires one is an error.
 
-    >>> pyramid_l2([torch.full((1, 2, 3, 3), 2.0)], [torch.zeros(1, 2, 3, 3)])
-    tensor([[72.]])
-    """
-    check_pyramids("pyramid_l2", student, teacher)
-    return torch.stack(
-        [(full(s) - full(t)).square().sum((1, 2, 3)) for s, t in zip(student, teacher, strict=True)]
+def backward(
+    grad: Tensor, student: Sequence[Tensor], teacher: Sequence[Tensor], valid: Sequence[Tensor], square: bool
+) -> list[Tensor]:
+    """``2 g D`` or ``g sign(D)``, in each student map's dtype."""
+    out = []
+    for i, (s, t) in enumerate(zip(student, teacher, strict=True)):
+        scale = grad[i] * 2.0 if square else grad[i]
+        if not valid and _chunkable(s, t):
+            out.append(_chunked_gradient(scale, s, t, square))
+            continue
+        d = full(s) - full(t)
+        d = (d if square else d.sign_()).mul_(scale.to(d.dtype)[:, None, None, None])
+        if valid:
+            d = d.masked_fill_(~valid[i][:, None], 0.0)
+        out.append(d.to(s.dtype))
+    return out
+
+
+def _chunkable(s: Tensor, t: Tensor) -> bool:
+    """On a CPU, large, and every image of both maps one run of memory in the same order."""
+    if s.device.type != "cpu" or s.numel() < 8 * _CHUNK:
+        return False
+    return any(
+        s.is_contiguous(memory_format=f) and t.is_contiguous(memory_format=f)
+        for f in (torch.contiguous_format, torch.channels_last)
     )
 
 
-def pyramid_l1(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
-    """``out[l, n] = sum over c, h, w of |S_l - T_l|``; otherwise as ``pyramid_l2``. The gradient at 0 is 0.
+def _images(x: Tensor) -> Iterator[Tensor]:
+    """Each image as one run of memory."""
+    for image in x.unbind():
+        yield (image if image.is_contiguous() else image.permute(1, 2, 0)).reshape(-1)
 
-    >>> pyramid_l1([torch.full((1, 2, 3, 3), -2.0)], [torch.zeros(1, 2, 3, 3)])
-    tensor([[36.]])
-    """
-    check_pyramids("pyramid_l1", student, teacher)
-    return torch.stack(
-        [(full(s) - full(t)).abs().sum((1, 2, 3)) for s, t in zip(student, teacher, strict=True)]
-    )
+
+def _chunked_sums(s: Tensor, t: Tensor, square: bool) -> Tensor:
+    scratch = torch.empty(_CHUNK, dtype=torch.float64 if s.dtype == torch.float64 else torch.float32)
+    sums = []
+    for a, b in zip(_images(s), _images(t), strict=True):
+        parts = []
+        for left, right in zip(a.split(_CHUNK), b.split(_CHUNK), strict=True):
+            d = torch.sub(left.to(scratch.dtype), right, out=scratch[: len(left)])
+            parts.append(torch.dot(d, d) if square else torch.linalg.vector_norm(d, 1))
+        sums.append(torch.stack(parts).sum())
+    return torch.stack(sums)
+
+
+def _chunked_gradient(scale: Tensor, s: Tensor, t: Tensor, square: bool) -> Tensor:
+    out = torch.empty_like(s)
+    work = torch.float64 if s.dtype == torch.float64 else torch.float32
+    scratch = torch.empty(_CHUNK, dtype=work)
+    for factor, a, b, o in zip(scale.tolist(), _images(s), _images(t), _images(out), strict=True):
+        for left, right, place in zip(a.split(_CHUNK), b.split(_CHUNK), o.split(_CHUNK), strict=True):
+            d = place if s.dtype == work else scratch[: len(left)]
+            torch.sub(left.to(work), right, out=d)
+            (d if square else d.sign_()).mul_(factor)
+            if d is not place:
+                place.copy_(d)
+    return out

@@ -35,10 +35,27 @@ def test_values_of_this_environment(report: dict) -> None:
     assert len(report["torch"]["gpus"]) == torch.cuda.device_count()
     assert report["packages"]["numpy"]["version"] == np.__version__
     assert report["packages"]["mmengine"]["version"] == metadata.version("mmengine")
-    assert report["kernels"] == {"backend": "reference", "note": doctor.KERNELS_NOTE}
+    assert report["kernels"]["backend"] == doctor._kernels(report["torch"])["backend"]
     assert report["missing"] == []
     assert report["problems"] == []
     assert report["ok"] is True
+
+
+@pytest.mark.parametrize(
+    ("gpus", "problem", "backend", "note"),
+    [
+        ([], None, "reference", "no CUDA device: plain PyTorch; triton would serve one"),
+        ([], "triton is missing", "reference", "no CUDA device: plain PyTorch; triton is missing"),
+        (["a GPU"], None, "triton", "on CUDA tensors; PyTorch on the CPU"),
+        (["a GPU"], "expected triton >= 3.6, got 3.1", "reference", "expected triton >= 3.6, got 3.1"),
+    ],
+)
+def test_what_serves_the_kernels(monkeypatch, gpus, problem, backend, note) -> None:
+    from ikd_fast.kernels.ops import backend as choice
+
+    monkeypatch.setattr(choice, "triton_problem", lambda: problem)
+    assert doctor._kernels({"error": None, "gpus": gpus}) == {"backend": backend, "note": note}
+    assert doctor._kernels({"error": "broken", "gpus": []})["backend"] == "none"
 
 
 def test_operators_and_their_providers(report: dict) -> None:
@@ -61,7 +78,7 @@ def test_rendered_text_holds_the_facts() -> None:
     report = doctor.collect()
     text = doctor.render(report)
     assert torch.__version__ in text
-    assert "triton kernels are not part of this release: reference (PyTorch) runs on CPU and GPU" in text
+    assert report["kernels"]["note"][:40] in " ".join(text.split())
     assert "nothing is missing for the mmdet lane and the demo" in text
     assert "\x1b" not in text
     for name, provider in report["mmcv"]["operators"].items():

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from ikd_fast.augment import AdaptiveFreqAug, Branch
-from ikd_fast.kernels.reference.augment_batch import augment_batch
+from ikd_fast.kernels import augment_batch
+from ikd_fast.kernels.ops import augment_batch as op
+from ikd_fast.kernels.reference import add_noise as reference
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 SIZES = [(63, 100), (60, 37), (80, 64), (33, 51)]
@@ -72,6 +74,49 @@ def test_fixed_size(aug, images) -> None:
     assert got[:, :, h:].abs().max() == 0 == got[:, :, :, w:].abs().max()
 
 
+@pytest.mark.parametrize("chunk", [1, 75])
+def test_pieces_of_rows_change_nothing(monkeypatch, aug, images, chunk: int) -> None:
+    plan = aug.plan(BOXES, SIZES, ids=[3, 8, 5, 6], epoch=1)
+    for rng in ("philox", "torch"):
+        args = {**plan.kernel_args(), "mean": MEAN, "std": STD, "rng": rng}
+        want = augment_batch(images, **args)
+        with monkeypatch.context() as patch:
+            patch.setattr(reference, "chunk_blocks", lambda device: chunk)
+            assert torch.equal(augment_batch(images, **args), want)
+
+
+def test_any_strides_and_no_change_to_the_input(aug, images) -> None:
+    plan = aug.plan(BOXES, SIZES, ids=[3, 8, 5, 6], epoch=1)
+    args = {**plan.kernel_args(), "mean": MEAN, "std": STD}
+    before, want = [x.clone() for x in images], augment_batch(images, **args)
+    assert torch.equal(augment_batch([x.permute(2, 0, 1) for x in images], layout="CHW", **args), want)
+    wide = [torch.stack([x, x.flip(0)], 2) for x in images]
+    assert torch.equal(augment_batch([x[:, :, 0] for x in wide], **args), want)
+    assert all(torch.equal(a, b) for a, b in zip(images, before, strict=True))
+
+
+def test_opcheck(aug, images) -> None:
+    plan = aug.plan(BOXES, SIZES, ids=[3, 8, 5, 6], epoch=1)
+    rows = (plan.window, plan.flip, plan.sigma, plan.ids, -5, 3)
+    for channels_last, dtype in ((False, torch.float32), (True, torch.bfloat16)):
+        rest = (96, 128, 0.5, dtype, channels_last, True, "philox", "auto")
+        torch.library.opcheck(op._op, (images, *rows, True, True, list(MEAN), list(STD), *rest))
+
+
+def test_compiled_equals_eager(aug, images) -> None:
+    plan = aug.plan(BOXES, SIZES, ids=[3, 8, 5, 6], epoch=1).kernel_args()
+
+    def function(given, window, flip, sigma, ids, size):
+        numbers = {"seed": 2**64 - 1, "epoch": 1, "mean": MEAN, "std": STD, "size": size}
+        return augment_batch(given, window, flip, sigma, ids, **numbers) * 2
+
+    args = images, *(plan[k] for k in ("window", "flip", "sigma", "ids"))
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(*args, (96, 128)), function(*args, (96, 128)))
+    with pytest.raises(Exception, match=r"under torch\.compile .* write size=\(H, W\)"):
+        compiled(*args, None)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -84,6 +129,28 @@ def test_fixed_size(aug, images) -> None:
         ({"images": [torch.zeros(9, 9, 3)]}, r"images\[0\]: expected uint8 HWC .*torch\.float32"),
         ({"window": torch.tensor([[0, 0, 10, 9]])}, r"window\[0\]: expected 0 <= x0 < x1 <= 9"),
         ({"window": torch.tensor([[0, 0, 8, 9]]), "sigma": torch.ones(1)}, "keeps its whole window"),
+        (
+            {"window": torch.tensor([[3, 0, 3, 9]])},
+            r"window\[0\]: expected 0 <= x0 < x1 .*got \[3, 0, 3, 9\]",
+        ),
+        ({"window": torch.tensor([[0, -1, 9, 9]])}, r"window\[0\]: .*got \[0, -1, 9, 9\]"),
+        (
+            {"sigma": torch.tensor([-0.5])},
+            r"sigma\[0\]: expected a finite number >= 0 of grey levels, got -0\.5",
+        ),
+        ({"sigma": torch.tensor([float("nan")])}, r"sigma\[0\]: .*got nan"),
+        ({"mean": MEAN, "std": (1, 0, 1)}, r"std: expected three finite numbers > 0, got \(1, 0, 1\)"),
+        ({"mean": MEAN, "std": (1, 1, float("nan"))}, r"std: expected three finite numbers > 0, got"),
+        ({"seed": -1}, r"seed must be in 0\.\.2\*\*64-1, got -1"),
+        ({"epoch": -1}, r"epoch must be in 0\.\.2\*\*32-1, got -1"),
+        ({"rng": "numpy"}, r"rng must be one of 'philox', 'torch', got 'numpy'"),
+        ({"rng": "torch", "backend": "triton"}, r"backend='triton' draws by rng='philox', got rng='torch'"),
+        ({"backend": "gpu"}, r"backend must be one of 'auto', 'triton', 'reference', got 'gpu'"),
+        ({"dtype": torch.float64}, r"expected float32, float16 or bfloat16 as dtype, got torch\.float64"),
+        (
+            {"flip": torch.zeros(1)},
+            r"flip: expected torch\.bool \[1\] on the CPU for 1 images, got torch\.float32",
+        ),
     ],
 )
 def test_bad_input(change: dict, message: str) -> None:
@@ -96,5 +163,5 @@ def test_bad_input(change: dict, message: str) -> None:
         "seed": 0,
         "epoch": 0,
     }
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         augment_batch(**{**args, **change})

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from ikd_fast.kernels import fgd_attention, fgd_context, fgd_masks, fgd_relation, fgd_sums
-from ikd_fast.kernels.reference import fgd as module
+from ikd_fast.kernels.ops import fgd as ops
+from ikd_fast.kernels.reference import fgd as reference
+from ikd_fast.kernels.reference import fgd_masks as masks_module
 from tests.losses import published
 from tests.tolerances import DTYPES, TOLERANCES, assert_near, assert_value, gradcheck
 
@@ -108,7 +110,7 @@ def test_masks_equal_the_loop_over_boxes(count, height, width) -> None:
 def test_chunks_over_boxes_change_nothing(monkeypatch) -> None:
     boxes = [random_boxes(50, 90, 120, seed=3), random_boxes(7, 90, 120, seed=4)]
     whole = fgd_masks(boxes, [(90, 120)] * 2, [(12, 15), (6, 8)])
-    monkeypatch.setattr(module, "_MASK_BUDGET", 1)
+    monkeypatch.setattr(masks_module, "_MASK_BUDGET", 1)
     for a, b in zip(whole, fgd_masks(boxes, [(90, 120)] * 2, [(12, 15), (6, 8)]), strict=True):
         assert torch.equal(a[0], b[0])
         assert torch.equal(a[1], b[1])
@@ -144,6 +146,34 @@ def test_attention(shape, dtype) -> None:
 
 
 SHAPES = [(1, 2, 1, 1), (2, 4, 6, 8), (2, 60, 13, 9), (3, 33, 7, 20)]
+FIELDS = ("foreground", "background", "attention", "square", "student_context", "teacher_context", "channel")
+
+
+def level_sums(s, t, boxes, sizes, ws, wt, tau=0.5, **options) -> tuple[Tensor, ...]:
+    """The seven sums of a pyramid of one level."""
+    sums = fgd_sums([s], [t], boxes, sizes, [ws], [wt], tau, **options)
+    return tuple(getattr(sums, name)[0] for name in FIELDS)
+
+
+def published_sums(s, t, boxes, sizes, ws, wt, tau) -> tuple[Tensor, ...]:
+    """The same sums of float64 maps, every intermediate map made."""
+    n, _, h, w = s.shape
+    foreground, background = published.masks(boxes, sizes, h, w)
+    (spatial_s, channel_s), (spatial_t, channel_t) = (published.attention(x, tau) for x in (s, t))
+    d2 = (s - t).square() * spatial_t.detach()[:, None] * channel_t.detach()[..., None, None]
+    shares = [
+        (x * v[None, :, None, None]).sum(1).flatten(1).softmax(1).view(n, 1, h, w)
+        for x, v in ((s, ws), (t, wt))
+    ]
+    return (
+        (d2 * foreground[:, None]).sum((1, 2, 3)),
+        (d2 * background[:, None]).sum((1, 2, 3)),
+        (channel_s - channel_t).abs().sum(1) + (spatial_s - spatial_t).abs().sum((1, 2)),
+        (s - t).square().sum((1, 2, 3)),
+        (s * shares[0]).sum((2, 3)),
+        (t * shares[1]).sum((2, 3)),
+        (s - t).sum((2, 3)),
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -158,44 +188,161 @@ def test_sums_and_gradients(shape, count, dtype) -> None:
 
     work = torch.float64 if dtype == torch.float64 else torch.float32
     mine = [s.clone().requires_grad_(), ws.to(work).requires_grad_(), wt.to(work).requires_grad_()]
-    [got] = fgd_sums(mine[:1], [t], fgd_masks(boxes, sizes, [(h, w)]), mine[1:2], mine[2:], 0.7)
-
+    got = level_sums(mine[0], t, boxes, sizes, *mine[1:], 0.7)
     truth = [x.detach().double().requires_grad_() for x in mine]
     S, T = truth[0], t.double()
-    masks = published.masks(boxes, sizes, h, w)
-    spatial, channel = published.attention(T, 0.7)
-    spatial_s, channel_s = published.attention(S, 0.7)
-    d2 = (S - T).square() * spatial[:, None] * channel[..., None, None]
-    shares = [
-        (x * v[None, :, None, None]).sum(1).flatten(1).softmax(1).view(n, 1, h, w)
-        for x, v in ((S, truth[1]), (T, truth[2]))
-    ]
-    want = (
-        (d2 * masks[0][:, None]).sum(),
-        (d2 * masks[1][:, None]).sum(),
-        (channel_s - channel).abs().sum() + (spatial_s - spatial).abs().sum(),
-        (S * shares[0]).sum((2, 3)),
-        (T * shares[1]).sum((2, 3)),
-        (S - T).square().sum(),
-        (S - T).sum((2, 3)),
-    )
+    want = published_sums(S, T, boxes, sizes, *truth[1:], 0.7)
     upstream = [torch.randn(x.shape, generator=g, dtype=torch.float64) for x in want]
-    # Masks are float32 whatever the maps: their weights are good to 2^-24.
+    # Areas of boxes are float32 whatever the maps: weights are good to 2^-24.
     value = max(TOLERANCES[dtype].value, 2e-7)
-    for name, a, b in zip(got._fields, got, want, strict=True):
+    for name, a, b in zip(FIELDS, got, want, strict=True):
+        assert a.dtype == work
         # Sums of signed terms are compared on the scale of what was summed.
         scale = float(((S - T).abs().sum((2, 3)) if name == "channel" else b.abs()).detach().max())
         if name == "attention":
-            scale = max(scale, float(n * (c + h * w)))
+            scale = max(scale, float(c + h * w))
         assert float((a.detach().double() - b.detach()).abs().max()) <= value * scale, name
     torch.autograd.backward(got, [u.to(work) for u in upstream])
     torch.autograd.backward(want, upstream)
     gradient = max(TOLERANCES[dtype].gradient, 1e-6)
     for name, a, b in zip(("student", "student weight", "teacher weight"), mine, truth, strict=True):
+        assert a.grad.dtype == a.dtype
         if h * w == 1 and name != "student":
             assert a.grad.abs().max() == 0  # a softmax over one position
         else:
-            assert_near(a.grad, b.grad, gradient, name)
+            # A weight's gradient is made of small differences of scores: rounding is that of the scores.
+            of_weights = 1e-4 if name != "student" and work == torch.float32 else 0.0
+            assert_near(a.grad, b.grad, max(gradient, of_weights), name)
+
+
+def problem(shapes=((2, 3, 2, 3), (2, 4, 1, 1)), dtype=torch.float64, seed=6):
+    """Student, teacher, boxes, sizes and weights of a pyramid; the first and the last two groups require gradients."""
+    g = torch.Generator().manual_seed(seed)
+    s, t = ([torch.randn(x, generator=g, dtype=dtype) for x in shapes] for _ in range(2))
+    work = torch.float64 if dtype == torch.float64 else torch.float32
+    ws, wt = ([torch.randn(x[1], generator=g, dtype=work) for x in shapes] for _ in range(2))
+    for x in (*s, *ws, *wt):
+        x.requires_grad_()
+    return (
+        s,
+        t,
+        [random_boxes(3, 40, 40, seed=i) for i in range(shapes[0][0])],
+        [(40, 40)] * shapes[0][0],
+        ws,
+        wt,
+    )
+
+
+def flat(function, s, t, boxes, sizes, ws, wt):
+    """``function`` of its differentiable tensors alone."""
+    k = len(s)
+    return lambda *x: tuple(function(x[:k], t, boxes, sizes, x[k : 2 * k], x[2 * k :])[:2]), (*s, *ws, *wt)
+
+
+def test_gradcheck() -> None:
+    function, tensors = flat(fgd_sums, *problem())
+    gradcheck(function, *tensors)
+
+
+@pytest.mark.slow
+def test_compiled_equals_eager_in_values_and_gradients() -> None:
+    function, tensors = flat(fgd_sums, *problem(dtype=torch.float32))
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    upstream = [torch.randn_like(x) for x in function(*tensors)]
+    for a, b in zip(function(*tensors), compiled(*tensors), strict=True):
+        assert torch.equal(a, b)
+    grads = (torch.autograd.grad(f(*tensors), tensors, upstream) for f in (function, compiled))
+    for a, b in zip(*grads, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_operations_are_registered_soundly() -> None:
+    s, t, boxes, sizes, ws, wt = problem(dtype=torch.float32)
+    counts = [len(b) for b in boxes]
+    torch.library.opcheck(
+        ops._op, (s, t, ws, wt, torch.cat(boxes), counts, [v for size in sizes for v in size], 0.5, "auto")
+    )
+    with torch.no_grad():
+        out = ops._op(s, t, ws, wt, torch.cat(boxes), counts, [40] * 4, 0.5, "auto")
+        arguments = (*(torch.ones_like(x) for x in out[:2]), s, t, ws, wt, *out[1:], 0.5, "auto")
+        torch.library.opcheck(ops._op_backward, arguments)
+
+
+def test_a_second_derivative_is_refused() -> None:
+    function, tensors = flat(fgd_sums, *problem())
+    (grad,) = torch.autograd.grad(function(*tensors)[0].sum(), tensors[:1], create_graph=True)
+    with pytest.raises(RuntimeError, match="has no second derivative"):
+        grad.sum().backward()
+
+
+def test_only_what_asks_for_a_gradient_gets_one() -> None:
+    s, t, boxes, sizes, ws, wt = problem()
+    s = [x.detach() for x in s]
+    sums = fgd_sums(s, t, boxes, sizes, ws, wt)
+    sums.vectors.square().sum().backward()
+    assert all(x.grad is None for x in (*s, *t))
+    assert ws[0].grad.abs().max() > 0
+    assert not fgd_sums(
+        s, t, boxes, sizes, [w.detach() for w in ws], [w.detach() for w in wt]
+    ).terms.requires_grad
+
+
+def test_levels_and_images_do_not_mix() -> None:
+    s, t, boxes, sizes, ws, wt = problem(((2, 5, 6, 7), (2, 3, 4, 4)))
+    whole = fgd_sums(s, t, boxes, sizes, ws, wt)
+    for i in range(2):
+        for level in range(2):
+            one = fgd_sums(
+                [s[level][i : i + 1]], [t[level][i : i + 1]], boxes[i : i + 1], sizes[:1], ws[level : level + 1],
+                wt[level : level + 1],
+            )  # fmt: skip
+            for name in FIELDS:
+                assert torch.equal(getattr(whole, name)[level][i], getattr(one, name)[0][0]), (name, level, i)
+
+
+@pytest.mark.parametrize("budget", [1, 1000])
+def test_blocks_of_positions_change_rounding_alone(monkeypatch, budget) -> None:
+    results = []
+    for value in (reference._BLOCK_BUDGET, budget):
+        monkeypatch.setattr(reference, "_BLOCK_BUDGET", value)
+        function, tensors = flat(fgd_sums, *problem(((2, 5, 20, 31),)))
+        out = function(*tensors)
+        results.append((*out, *torch.autograd.grad([x.sum() for x in out], tensors)))
+    for a, b in zip(*results, strict=True):
+        assert_near(a.detach(), b.detach(), 1e-12)
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 4, 4), (2, 0, 4, 4), (2, 3, 0, 4)], ids=str)
+def test_empty(shape) -> None:
+    n, c = shape[:2]
+    s, w = torch.zeros(shape, requires_grad=True), torch.ones(c)
+    sums = fgd_sums([s], [torch.zeros(shape)], [torch.zeros(0, 4)] * n, [(8, 8)] * n, [w], [w])
+    assert torch.equal(sums.terms, torch.zeros(4, 1, n))
+    assert torch.equal(sums.vectors, torch.zeros(3, n * c))
+    (sums.terms.sum() + sums.vectors.sum()).backward()
+    assert s.grad.shape == shape
+
+
+def test_a_bad_box_makes_its_images_foreground_nan_and_nothing_else() -> None:
+    s, t, boxes, sizes, ws, wt = problem(((2, 3, 5, 6),), dtype=torch.float32)
+    boxes[0][1, 2] = float("nan")
+    sums = fgd_sums(s, t, boxes, sizes, ws, wt)
+    assert torch.equal(sums.foreground.isnan(), torch.tensor([[True, False]]))
+    assert sums.terms[1:].isfinite().all()
+    assert sums.vectors.isfinite().all()
+
+
+def test_teacher_may_be_of_another_dtype() -> None:
+    for student, teacher in ((torch.bfloat16, torch.float32), (torch.float32, torch.float64)):
+        s, t, boxes, sizes, ws, wt = problem(((2, 3, 5, 6),), dtype=torch.float64)
+        ws, wt = ([x.detach() for x in w] for w in (ws, wt))
+        mine, fixed = [x.detach().to(student).requires_grad_() for x in s], [x.to(teacher) for x in t]
+        got = fgd_sums(mine, fixed, boxes, sizes, ws, wt)
+        want = fgd_sums([x.double() for x in mine], [x.double() for x in fixed], boxes, sizes, ws, wt)
+        assert_value(got.terms, want.terms, torch.float32)
+        got.terms.sum().backward()
+        assert mine[0].grad.dtype == student
 
 
 def test_relation_equals_the_materialised_maps() -> None:
@@ -203,9 +350,9 @@ def test_relation_equals_the_materialised_maps() -> None:
     s, t = (torch.randn(2, 6, 5, 4, generator=g, dtype=torch.float64) for _ in range(2))
     add_s, add_t = (torch.randn(2, 6, generator=g, dtype=torch.float64) for _ in range(2))
     w = torch.zeros(6, dtype=torch.float64)
-    [sums] = fgd_sums([s], [t], fgd_masks([torch.zeros(0, 4)] * 2, [(8, 8)] * 2, [(5, 4)]), [w], [w])
-    want = ((s + add_s[..., None, None]) - (t + add_t[..., None, None])).square().sum()
-    assert_value(fgd_relation(sums, add_s - add_t, 20), want, torch.float64)
+    sums = fgd_sums([s], [t], [torch.zeros(0, 4)] * 2, [(8, 8)] * 2, [w], [w])
+    want = ((s + add_s[..., None, None]) - (t + add_t[..., None, None])).square().sum((1, 2, 3))
+    assert_value(fgd_relation(sums.square[0], sums.channel[0], add_s - add_t, 20), want, torch.float64)
 
 
 def test_context_of_equal_scores_is_the_mean() -> None:
@@ -213,34 +360,65 @@ def test_context_of_equal_scores_is_the_mean() -> None:
     assert_value(fgd_context(x, torch.zeros(5, dtype=torch.float64)), x.mean((2, 3)), torch.float64)
 
 
-def test_gradcheck() -> None:
-    g = torch.Generator().manual_seed(6)
-    s, t = (torch.randn(2, 3, 2, 3, generator=g, dtype=torch.float64) for _ in range(2))
-    ws, wt = (torch.randn(3, generator=g, dtype=torch.float64).requires_grad_() for _ in range(2))
-    masks = fgd_masks([random_boxes(3, 40, 40, seed=i) for i in range(2)], [(40, 40)] * 2, [(2, 3)])
-    gradcheck(lambda s, ws, wt: tuple(fgd_sums([s], [t], masks, [ws], [wt])[0]), s.requires_grad_(), ws, wt)
+def test_autocast_changes_nothing() -> None:
+    results = []
+    for enabled in (False, True):
+        function, tensors = flat(fgd_sums, *problem(((2, 16, 9, 11),), dtype=torch.float32))
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            out = function(*tensors)
+            results.append((*out, *torch.autograd.grad([x.sum() for x in out], tensors)))
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a, b)
 
 
-def test_autocast_and_layout_change_nothing() -> None:
-    g = torch.Generator().manual_seed(7)
-    s, t = (torch.randn(2, 16, 9, 11, generator=g) for _ in range(2))
-    w = torch.randn(16, generator=g)
-    masks = fgd_masks([random_boxes(4, 72, 88, seed=i) for i in range(2)], [(72, 88)] * 2, [(9, 11)])
-    want = fgd_sums([s], [t], masks, [w], [w])[0]
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        for a, b in zip(fgd_sums([s], [t], masks, [w], [w])[0], want, strict=True):
-            assert torch.equal(a, b)
-    last = s.to(memory_format=torch.channels_last), t.to(memory_format=torch.channels_last)
-    for a, b in zip(fgd_sums(last[:1], last[1:], masks, [w], [w])[0], want, strict=True):
+@pytest.mark.parametrize("layout", ["channels_last", "transposed", "strided"])
+def test_layouts(layout) -> None:
+    def laid_out(x: Tensor) -> Tensor:
+        if layout == "channels_last":
+            return x.detach().to(memory_format=torch.channels_last)
+        if layout == "transposed":
+            return x.detach().mT.contiguous().mT
+        wide = x.new_zeros(*x.shape[:3], 2 * x.shape[3])
+        wide[..., ::2] = x.detach()
+        return wide[..., ::2]
+
+    args = problem(((2, 16, 9, 11),), dtype=torch.float32)
+    function, tensors = flat(fgd_sums, *args)
+    want = torch.autograd.grad([x.square().sum() for x in function(*tensors)], tensors)
+    s, t = [laid_out(args[0][0]).requires_grad_()], [laid_out(args[1][0])]
+    function, tensors = flat(fgd_sums, s, t, *args[2:])
+    got = torch.autograd.grad([x.square().sum() for x in function(*tensors)], tensors)
+    for a, b in zip(got, want, strict=True):
         assert_near(a, b, 2e-5)
+    if layout != "strided":
+        assert got[0].stride() == s[0].stride()
 
 
 def test_sum_errors() -> None:
-    x, w = torch.zeros(1, 4, 2, 2), torch.zeros(4)
-    masks = fgd_masks([torch.zeros(0, 4)], [(8, 8)], [(2, 2)])
-    with pytest.raises(ValueError, match="temperature must be a finite number > 0, got 0"):
-        fgd_sums([x], [x], masks, [w], [w], 0.0)
-    with pytest.raises(ValueError, match="masks and weights for 1 levels"):
-        fgd_sums([x], [x], masks, [w], [w, w])
-    with pytest.raises(ValueError, match=r"map\.detach\(\)"):
-        fgd_sums([x], [x.clone().requires_grad_()], masks, [w], [w])
+    x, w, none = torch.zeros(1, 4, 2, 2), torch.zeros(4), [torch.zeros(0, 4)]
+
+    def call(s=(x,), t=(x,), boxes=none, sizes=((8, 8),), ws=(w,), wt=(w,), tau=0.5, **options):
+        return fgd_sums(s, t, boxes, sizes, ws, wt, tau, **options)
+
+    for changes, message in [
+        ({"tau": 0.0}, "temperature must be a finite number > 0, got 0"),
+        ({"wt": (w, w)}, "expected teacher_weight for 1 levels, got 2"),
+        (
+            {"ws": (torch.zeros(3),)},
+            r"level 0: expected a floating-point student_weight \[4\] on cpu, got .* \(3,\)",
+        ),
+        ({"t": (x.clone().requires_grad_(),)}, r"map\.detach\(\)"),
+        (
+            {"t": (torch.zeros(1, 4, 2, 3),)},
+            r"equal shape, got student \(1, 4, 2, 2\) and teacher \(1, 4, 2, 3\)",
+        ),
+        ({"boxes": []}, "boxes and a size for each of 1 images, got 0 and 1"),
+        ({"boxes": [torch.zeros(4)]}, r"image 0: expected boxes \[n,4\] xyxy, got \(4,\)"),
+        ({"boxes": [torch.zeros(1, 4, device="meta")]}, "image 0: expected boxes on cpu, got meta"),
+        ({"sizes": [(0, 8)]}, r"image 0: expected a size \(h, w\) >= 1, got \(0, 8\)"),
+        ({"backend": "cuda"}, "backend must be one of 'auto', 'triton', 'reference', got 'cuda'"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            call(**changes)
+    with pytest.raises(TypeError, match="expected a floating-point student map .* got torch.int64"):
+        call(s=(x.long(),))

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from torch import Tensor
 
 from ikd_fast.kernels import channel_kl, pyramid_l1, pyramid_l2
+from ikd_fast.kernels.ops import backend
+from ikd_fast.kernels.ops import pyramid_l2 as pyramid_ops
+from ikd_fast.kernels.reference import pyramid_l2 as reference
 from tests.tolerances import DTYPES, TOLERANCES, assert_gradient, assert_value, gradcheck
 
 
@@ -92,6 +97,24 @@ def test_layouts_give_the_same(op, slow) -> None:
         assert_value(op(view, [x.to(memory_format=torch.channels_last) for x in t]), want, torch.float32)
 
 
+@pytest.mark.parametrize(("op", "slow"), OPS[:2])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_large_maps_are_summed_in_chunks(op, slow, dtype, layout) -> None:
+    s, t = maps([(2, 17, 131, 127)], dtype)  # 8.6 chunks, the last one short
+    s, t = ([x.to(memory_format=layout) for x in y] for y in (s, t))
+    assert reference._chunkable(s[0], t[0])
+    s = [x.requires_grad_() for x in s]
+    out = op(s, t)
+    assert_value(out[0], slow(s[0].double(), t[0].double()), dtype)
+    upstream = torch.tensor([[1.5, -0.25]])
+    (grad,) = torch.autograd.grad((out * upstream).sum(), s)
+    d = s[0].detach().double() - t[0].double()
+    want = (2 * d if slow is slow_l2 else d.sign()) * upstream[0].double()[:, None, None, None]
+    assert grad.stride() == s[0].stride()
+    assert_gradient(grad, want, dtype)
+
+
 @pytest.mark.parametrize(("op", "slow"), OPS)
 def test_gradcheck(op, slow) -> None:
     s, t = maps([(2, 3, 3, 2), (2, 2, 1, 3)], torch.float64)
@@ -161,3 +184,119 @@ def test_temperature_must_be_positive(tau) -> None:
     x = [torch.zeros(1, 1, 2, 2)]
     with pytest.raises(ValueError, match="temperature must be a finite number > 0"):
         channel_kl(x, x, tau)
+
+
+def masks(shapes) -> list[Tensor]:
+    g = torch.Generator().manual_seed(5)
+    return [torch.rand(n, h, w, generator=g) > 0.4 for n, _, h, w in shapes]
+
+
+@pytest.mark.parametrize(("op", "slow"), OPS[:2])
+def test_valid_positions_alone_count(op, slow) -> None:
+    shapes = [(2, 5, 6, 7), (2, 3, 1, 1)]
+    s, t = maps(shapes, torch.float32)
+    valid = masks(shapes)
+    for x, v in zip(s, valid, strict=True):  # what lies outside may be anything
+        x.masked_fill_(~v[:, None], float("inf"))
+    mine = [x.clone().requires_grad_() for x in s]
+    out = op(mine, t, valid)
+    out.backward(torch.ones_like(out))
+    for i, (a, b, v) in enumerate(zip(s, t, valid, strict=True)):
+        inside = v[:, None].expand_as(a)
+        want = torch.stack(
+            [
+                slow(a[k][inside[k]][None].double(), b[k][inside[k]][None].double())[0]
+                if inside[k].any()
+                else out.new_zeros(()).double()
+                for k in range(len(a))
+            ]
+        )
+        assert_value(out[i], want, torch.float32)
+        assert torch.equal(mine[i].grad[~inside], torch.zeros(int((~inside).sum())))
+        d = (a - b)[inside]
+        assert_gradient(mine[i].grad[inside], 2 * d if slow is slow_l2 else d.sign(), torch.float32)
+
+
+@pytest.mark.parametrize("square", [True, False])
+@pytest.mark.parametrize("with_masks", [True, False])
+def test_registered_operation_passes_opcheck(square, with_masks) -> None:
+    shapes = [(2, 3, 4, 5), (2, 6, 1, 1)]
+    s, t = maps(shapes, torch.float32)
+    s = [x.requires_grad_() for x in s]
+    valid = masks(shapes) if with_masks else []
+    torch.library.opcheck(pyramid_ops._op, (s, t, valid, square, "auto"))
+    grad, flat = torch.randn(2, 2), [x.detach() for x in s]
+    torch.library.opcheck(pyramid_ops._op_backward, (grad, flat, t, valid, square, "auto"))
+
+
+@pytest.mark.parametrize("op", [pyramid_l2, pyramid_l1])
+def test_compiled_whole_equals_eager(op) -> None:
+    shapes = [(2, 3, 4, 5), (2, 6, 1, 1)]
+    s, t = maps(shapes, torch.float32)
+    valid, weight = masks(shapes), torch.tensor([1.0, 3.0])
+
+    def loss(student, teacher):
+        return (op(student, teacher, valid).sqrt().sum(1) * weight).sum()
+
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    results = []
+    for f in (loss, compiled):
+        mine = [x.clone().requires_grad_() for x in s]
+        value = f(mine, t)
+        results.append([value.detach(), *torch.autograd.grad(value, mine)])
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_second_derivative_is_refused() -> None:
+    s, t = maps([(1, 2, 3, 3)], torch.float64)
+    (grad,) = torch.autograd.grad(pyramid_l2([s[0].requires_grad_()], t).sum(), s, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiated twice"):
+        grad.sum().backward()
+
+
+def test_errors_of_masks_dtypes_and_backends() -> None:
+    x, half = torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 4, 4, dtype=torch.float16)
+    with pytest.raises(ValueError, match=r"one valid mask for each of 1 levels, got 2"):
+        pyramid_l2([x], [x], [torch.ones(2, 4, 4, dtype=torch.bool)] * 2)
+    with pytest.raises(
+        ValueError,
+        match=r"level 0: expected a bool valid mask \(2, 4, 4\) on cpu, got torch.float32 \(2, 4, 4\)",
+    ):
+        pyramid_l2([x], [x], [torch.ones(2, 4, 4)])
+    with pytest.raises(
+        TypeError, match=r"level 1: expected torch.float32 as the student map of level 0, got torch.float16"
+    ):
+        pyramid_l2([x, half], [x, x])
+    with pytest.raises(ValueError, match="backend must be one of 'auto', 'triton', 'reference', got 'cuda'"):
+        pyramid_l2([x], [x], backend="cuda")
+    with pytest.raises(
+        TypeError, match=r"expected fp16, bf16 or fp32 for backend='triton', got torch.float64"
+    ):
+        pyramid_l2([x.double()], [x.double()], backend="triton")
+
+
+def test_triton_by_name_is_never_replaced(monkeypatch) -> None:
+    x = torch.zeros(1, 1, 2, 2)
+    monkeypatch.setattr(backend, "triton_problem", lambda: "triton does not import (made up)")
+    with pytest.raises(RuntimeError, match=r"backend='triton' was asked for, but triton does not import"):
+        pyramid_l2([x], [x], backend="triton")
+    monkeypatch.setattr(backend, "triton_problem", lambda: None)
+    monkeypatch.setattr(backend, "interpreted", lambda: False)
+    with pytest.raises(RuntimeError, match=r"expects CUDA tensors, got tensors on cpu"):
+        pyramid_l2([x], [x], backend="triton")
+
+
+def test_cuda_without_triton_takes_the_reference_with_one_warning(monkeypatch) -> None:
+    monkeypatch.setattr(backend, "triton_problem", lambda: "expected triton >= 3.6, got 3.1")
+    backend._warn_once.cache_clear()
+    cuda = torch.device("cuda")
+    with pytest.warns(UserWarning, match="reference .* on the GPU: expected triton >= 3.6, got 3.1"):
+        assert backend.choose("pyramid_l2", "auto", cuda, torch.float32) == "reference"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert backend.choose("pyramid_l2", "auto", cuda, torch.float32) == "reference"
+    backend._warn_once.cache_clear()
+    monkeypatch.setattr(backend, "triton_problem", lambda: None)
+    assert backend.choose("pyramid_l2", "auto", cuda, torch.bfloat16) == "triton"
+    assert backend.choose("pyramid_l2", "auto", cuda, torch.float64) == "reference"

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ikd_fast.losses import AdvFeatureLoss
+from ikd_fast.losses import AdvFeatureLoss, DistillContext
 from ikd_fast.losses.adv_feature import FORMS
 from tests.losses import published
 from tests.losses.setups import context, pyramid
@@ -117,3 +117,56 @@ def test_half_maps_of_norm_1e4_under_autocast(form, dtype) -> None:
 def test_argument_errors(arguments, message) -> None:
     with pytest.raises(ValueError, match=message):
         AdvFeatureLoss(**arguments)
+
+
+@pytest.mark.parametrize("form", ["sum_per_image", "norm", "norm_per_image", "mean", "l1"])
+def test_padding_left_out_equals_the_cropped_maps(form) -> None:
+    # input 64x64 at strides 8 and 16; the second image fills 30 of 64 rows: ceil(30 / 8) = 4, ceil(30 / 16) = 2 cells
+    ctx = DistillContext([], None, [(64, 64), (30, 64)], (64, 64), [0, 1])
+    g = torch.Generator().manual_seed(3)
+    s, t = ([torch.randn(2, 5, k, k, generator=g) for k in (8, 4)] for _ in range(2))
+    for maps in (s, t):  # what lies in the padding must not matter
+        maps[0][1, :, 4:] = float("nan")
+        maps[1][1, :, 2:] = float("nan")
+    got = AdvFeatureLoss(form=form, ignore_padding=True)(s, t, ctx)
+    for level, (a, b, rows) in enumerate(zip(s, t, (4, 2), strict=True)):
+        d = [(a[0] - b[0]).double(), (a[1, :, :rows] - b[1, :, :rows]).double()]
+        squares = [float((x * x).sum()) for x in d]
+        want = {
+            "sum_per_image": sum(squares) / 2,
+            "norm": sum(squares) ** 0.5,
+            "norm_per_image": (squares[0] ** 0.5 + squares[1] ** 0.5) / 2,
+            "mean": sum(squares) / (d[0].numel() + d[1].numel()),
+            "l1": sum(float(x.abs().sum()) for x in d) / 2,
+        }[form]
+        assert got[str(level)].item() == pytest.approx(want, rel=1e-6)  # float32 sums of 320 terms
+
+
+def test_masks_of_the_caller_are_taken_by_level() -> None:
+    masks = [torch.zeros(1, 2, 2, dtype=torch.bool), torch.ones(1, 1, 1, dtype=torch.bool)]
+    ctx = DistillContext([], None, [(16, 16)], (16, 16), [0], valid=masks)
+    s, t = (
+        [torch.ones(1, 3, 2, 2), torch.ones(1, 3, 1, 1)],
+        [torch.zeros(1, 3, 2, 2), torch.zeros(1, 3, 1, 1)],
+    )
+    got = AdvFeatureLoss(ignore_padding=True, levels=(1,))(s, t, ctx)
+    assert {k: v.item() for k, v in got.items()} == {"1": 3.0}
+    assert AdvFeatureLoss(ignore_padding=True, levels=(0,))(s, t, ctx)["0"].item() == 0.0
+
+
+def test_padding_cannot_be_left_out_of_a_softmax() -> None:
+    with pytest.raises(ValueError, match="ignore_padding=True is not for form='cwd'"):
+        AdvFeatureLoss(form="cwd", ignore_padding=True)
+
+
+def test_half_maps_reach_the_operation_uncopied(monkeypatch) -> None:
+    from ikd_fast.losses import adv_feature
+
+    seen = []
+    monkeypatch.setattr(
+        adv_feature, "pyramid_l2", lambda s, t, *a, **k: seen.extend([*s, *t]) or torch.zeros(1, 1)
+    )
+    s, t = [torch.zeros(1, 2, 2, 2, dtype=torch.bfloat16)], [torch.zeros(1, 2, 2, 2, dtype=torch.float16)]
+    AdvFeatureLoss()(s, t, context(1))
+    assert seen[0] is s[0]
+    assert seen[1] is t[0]

@@ -8,7 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from ikd_fast.kernels import fgd_sums
 from ikd_fast.losses import FGDLoss
+from ikd_fast.losses.fgd import _added
 from tests.losses import published
 from tests.losses.setups import context, pyramid, randomise
 from tests.tolerances import DTYPES, TOLERANCES, assert_near, gradcheck
@@ -212,3 +214,77 @@ def test_box_errors_name_the_image() -> None:
 def test_argument_errors(arguments, message) -> None:
     with pytest.raises(ValueError, match=message):
         FGDLoss(**arguments)
+
+
+def test_branches_computed_together_equal_each_alone() -> None:
+    # Levels of 8, 6 and 8 channels: two groups, and a group that is not contiguous.
+    channels = [8, 6, 8]
+    s, t = ([pyramid(c, k)[i] for i, c in enumerate(channels)] for k in (1, 2))
+    ctx = context()
+    loss = FGDLoss(channels=channels, num_levels=3)
+    randomise(loss)
+    terms = loss.terms(s, t, ctx)
+    for i, c in enumerate(channels):
+        alone = FGDLoss(channels=c, num_levels=1)
+        start = f"relation.{i}."
+        state = {k.removeprefix(start): v for k, v in loss.state_dict().items() if k.startswith(start)}
+        alone.relation["0"].load_state_dict(state)
+        for key, value in alone.terms([s[i]], [t[i]], ctx)["0"].items():
+            assert terms[str(i)][key].item() == pytest.approx(value.item(), rel=1e-6), (i, key)
+        expected = published.fgd_terms(
+            s[i].double(), t[i].double(), ctx, {k: v.double() for k, v in state.items()}, loss.temperature
+        )
+        for key, value in expected.items():
+            assert terms[str(i)][key].item() == pytest.approx(value.item(), rel=1e-5), (i, key)
+    mine = [x.requires_grad_() for x in s]
+    sum(loss(mine, t, ctx).values()).backward()
+    assert all(p.grad.abs().max() > 0 for p in loss.parameters())
+
+
+def test_branches_equal_their_own_modules() -> None:
+    loss = FGDLoss(channels=6, num_levels=2)
+    randomise(loss)
+    parts = list(loss.relation.values())
+    x = torch.randn(2, 2, 3, 6)
+    want = [p.student_context(x[0, i]) - p.teacher_context(x[1, i]) for i, p in enumerate(parts)]
+    assert_near(_added(parts, x), torch.stack(want), 1e-6)
+
+
+def test_maps_reach_the_operation_as_they_came(monkeypatch) -> None:
+    seen = []
+
+    def spy(student, teacher, *args, **kwargs):
+        seen.append(([x.dtype for x in (*student, *teacher)], kwargs["backend"]))
+        return fgd_sums(student, teacher, *args, **kwargs)
+
+    monkeypatch.setattr("ikd_fast.losses.fgd.fgd_sums", spy)
+    loss = FGDLoss(channels=8, num_levels=3, backend="reference")
+    loss(pyramid(8, 1, dtype=torch.bfloat16), pyramid(8, 2, dtype=torch.bfloat16), context())
+    assert seen == [([torch.bfloat16] * 6, "reference")]
+
+
+def test_backend_is_checked() -> None:
+    with pytest.raises(ValueError, match="FGDLoss: backend must be one of .* got 'cuda'"):
+        FGDLoss(backend="cuda")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.slow
+def test_compiles_whole() -> None:
+    s, t, ctx = pyramid(8, 1), pyramid(8, 2), context()
+    loss = FGDLoss(channels=8, num_levels=3)
+    randomise(loss)
+    compiled = torch.compile(lambda *s: loss(list(s), t, ctx), fullgraph=True, backend="aot_eager")
+    for key, value in loss(s, t, ctx).items():
+        assert compiled(*s)[key].item() == pytest.approx(value.item(), rel=1e-6)
+
+
+def test_a_first_call_in_inference_mode_leaves_training_possible() -> None:
+    s, t, ctx = pyramid(8, 1, levels=((5, 3),)), pyramid(8, 2, levels=((5, 3),)), context()
+    loss = FGDLoss(channels=8, num_levels=1)
+    randomise(loss)
+    with torch.inference_mode():
+        want = loss(s, t, ctx)["0"].item()
+    got = loss([x.requires_grad_() for x in s], t, ctx)["0"]
+    got.backward()
+    assert got.item() == want

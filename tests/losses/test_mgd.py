@@ -127,3 +127,39 @@ def test_one_id_an_image() -> None:
     loss = MGDLoss(channels=4, num_levels=3)
     with pytest.raises(ValueError, match="one image id for each of the 2 images, got 1"):
         loss(pyramid(4, 1), pyramid(4, 2), context(image_ids=[1]))
+
+
+def test_half_maps_some_of_them_aligned() -> None:
+    s = [*pyramid(4, 1, dtype=torch.bfloat16)[:2], pyramid(6, 1, dtype=torch.bfloat16)[2]]
+    t = [*pyramid(6, 2, dtype=torch.bfloat16)[:2], pyramid(6, 2)[2]]  # teacher levels of two dtypes
+    loss = MGDLoss(alpha=1.0, channels=[4, 4, 6], teacher_channels=[6, 6, 6])
+    mine = [x.clone().requires_grad_() for x in s]
+    got = loss(mine, t, context())
+    want = loss([x.float() for x in s], [x.float() for x in t], context())
+    for key, value in want.items():
+        assert got[key].item() == pytest.approx(value.item(), rel=1e-6)
+    sum(got.values()).backward()
+    assert all(x.grad.dtype == torch.bfloat16 and x.grad.abs().max() > 0 for x in mine)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_kernels_give_the_same_loss(dtype) -> None:
+    pytest.importorskip("triton", minversion="3.6", reason="needs triton >= 3.6 (Linux)")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    losses = [MGDLoss(alpha=1.0, channels=5, num_levels=3, backend=b) for b in ("reference", "triton")]
+    losses[1].load_state_dict(losses[0].state_dict())
+    results = []
+    for loss in losses:
+        s = [x.to(device).requires_grad_() for x in pyramid(5, 1, dtype=dtype)]
+        t = [x.to(device) for x in pyramid(5, 2, dtype=dtype)]
+        values = loss.to(device)(s, t, context())
+        results.append((values, torch.autograd.grad(sum(values.values()), [*s, *loss.parameters()])))
+    for key, value in results[0][0].items():
+        assert results[1][0][key].item() == pytest.approx(value.item(), rel=1e-5)
+    for a, b in zip(results[1][1], results[0][1], strict=True):
+        assert_near(a, b, TOLERANCES[a.dtype].gradient, "gradient")
+
+
+def test_backend_is_checked_when_the_loss_is_made() -> None:
+    with pytest.raises(ValueError, match="MGDLoss: backend must be one of 'auto', 'triton', 'reference'"):
+        MGDLoss(backend="cuda")
