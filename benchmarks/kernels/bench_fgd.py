@@ -1,4 +1,6 @@
-"""FGD, forward and backward over a whole pyramid: the loss of the library beside the published form (loops over boxes)."""
+"""FGD, forward and backward over a whole pyramid: the loss of the library, the published form (loops over boxes), and
+the same sums in whole-tensor PyTorch with autograd, eager and compiled.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +8,12 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.baselines.fgd_published import published_form
+from benchmarks.comparison import label
 from ikd_fast import DistillContext, FGDLoss
+from ikd_fast.kernels import fgd_attention, fgd_context, fgd_masks
 
 N, BOXES = 2, 20
 
@@ -30,69 +34,42 @@ class Size:
 SIZES = {"small": Size(64, (256, 256), 30), "paper": Size(256, (800, 1344), 7)}
 
 
-def _attention(x: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    n, c, h, w = x.shape
-    spatial = (x.abs().mean(1).view(n, -1) / temperature).softmax(1).view(n, h, w) * h * w
-    channel = (x.abs().mean(3).mean(2) / temperature).softmax(1) * c
-    return spatial, channel
+def library(loss: FGDLoss, student: list[Tensor], teacher: list[Tensor], ctx: DistillContext) -> Tensor:
+    return torch.stack(list(loss(student, teacher, ctx).values())).sum()
 
 
-def _masks(boxes: list[Tensor], image_sizes: list[tuple[int, int]], h: int, w: int) -> tuple[Tensor, Tensor]:
-    """Box by box, each corner read on the host, as the published module does."""
-    foreground = torch.zeros(len(boxes), h, w)
-    background = torch.ones(len(boxes), h, w)
-    for i, (per_image, (image_h, image_w)) in enumerate(zip(boxes, image_sizes, strict=True)):
-        for x1, y1, x2, y2 in per_image:
-            xa, xb = int(torch.floor(x1 / image_w * w)), int(torch.ceil(x2 / image_w * w))
-            ya, yb = int(torch.floor(y1 / image_h * h)), int(torch.ceil(y2 / image_h * h))
-            window = foreground[i, ya : yb + 1, xa : xb + 1]
-            torch.maximum(window, torch.tensor(1.0 / ((yb + 1 - ya) * (xb + 1 - xa))), out=window)
-        background[i] = torch.where(foreground[i] > 0, 0.0, 1.0)
-        if background[i].sum() > 0:
-            background[i] /= background[i].sum()
-    return foreground, background
-
-
-def _weighted_error(s: Tensor, t: Tensor, mask: Tensor, spatial: Tensor, channel: Tensor) -> Tensor:
-    """sum M St Ct D^2 with the square roots of the weights multiplied into both maps."""
-    root = mask.sqrt()[:, None] * spatial.sqrt()[:, None] * channel.sqrt()[:, :, None, None]
-    return F.mse_loss(s * root, t * root, reduction="sum")
-
-
-def _related(x: Tensor, weight: Tensor, branch: torch.nn.Module) -> Tensor:
-    pooled = F.conv2d(x, weight[None, :, None, None]).flatten(1).softmax(1)
-    context = torch.einsum("nchw,nhw->nc", x, pooled.view(x.shape[0], *x.shape[2:]))
-    return x + branch(context)[:, :, None, None]
-
-
-def published_form(
-    loss: FGDLoss, student: list[Tensor], teacher: list[Tensor], ctx: DistillContext
-) -> Tensor:
-    """FGD level by level and box by box, with the parameters of ``loss``; every intermediate map is made."""
-    total = torch.zeros(())
-    for level, (s, t) in enumerate(zip(student, teacher, strict=True)):
+def whole_tensors(loss: FGDLoss, student: list[Tensor], teacher: list[Tensor], ctx: DistillContext) -> Tensor:
+    """No loop over boxes and no map of R(X); autograd makes the gradient."""
+    masks = fgd_masks(ctx.boxes, ctx.image_sizes, [(x.shape[2], x.shape[3]) for x in student])
+    total = student[0].new_zeros(())
+    for level, (s, t, (foreground, background)) in enumerate(zip(student, teacher, masks, strict=True)):
         part = loss.relation[str(level)]
-        spatial_s, channel_s = _attention(s, loss.temperature)
-        spatial_t, channel_t = _attention(t, loss.temperature)
-        foreground, background = _masks(ctx.boxes, ctx.image_sizes, *s.shape[2:])
-        fg = _weighted_error(s, t, foreground, spatial_t, channel_t)
-        bg = _weighted_error(s, t, background, spatial_t, channel_t)
+        spatial_s, channel_s = fgd_attention(s, loss.temperature)
+        spatial_t, channel_t = fgd_attention(t, loss.temperature)
+        d = (s - t).flatten(2)
+        focus = spatial_t.flatten(1) * (channel_t[:, None] @ d.square()).squeeze(1)
+        fg, bg = ((m.flatten(1) * focus).sum() for m in (foreground, background))
         mask = (channel_s - channel_t).abs().sum() + (spatial_s - spatial_t).abs().sum()
-        relation = F.mse_loss(
-            _related(s, part.student_mask, part.student_context),
-            _related(t, part.teacher_mask, part.teacher_context),
-            reduction="sum",
-        )
+        add = part.student_context(fgd_context(s, part.student_mask))
+        add = add - part.teacher_context(fgd_context(t, part.teacher_mask))
+        relation = d.square().sum() + (add * (2.0 * d.sum(-1) + d.shape[2] * add)).sum()
         weighted = loss.alpha * fg + loss.beta * bg + loss.gamma * mask + loss.lambda_ * relation
         total = total + weighted / s.shape[0]
     return total
 
 
-def vectorised(loss: FGDLoss, student: list[Tensor], teacher: list[Tensor], ctx: DistillContext) -> Tensor:
-    return torch.stack(list(loss(student, teacher, ctx).values())).sum()
-
-
-FORMS = {"vectorised": vectorised, "published_loops": published_form}
+FORMS = {
+    "ours": library,
+    "published": published_form,
+    "autograd": whole_tensors,
+    "autograd_compiled": torch.compile(whole_tensors, dynamic=False),
+}
+SIDES = {
+    "ours": "FGDLoss",
+    "published": "published loops",
+    "autograd": "PyTorch",
+    "autograd_compiled": "PyTorch, compiled",
+}
 
 
 def _problem(size: Size) -> tuple[FGDLoss, list[Tensor], list[Tensor], DistillContext]:
@@ -120,24 +97,31 @@ def _step(form, loss: FGDLoss, student: list[Tensor], teacher: list[Tensor], ctx
     return value.detach(), torch.autograd.grad(value, wanted)
 
 
-@pytest.fixture(scope="module", params=SIZES)
+# Compiling takes a minute a size.
+CASES = [(size, form) for size in SIZES for form in FORMS if (size, form) != ("small", "autograd_compiled")]
+
+
+@pytest.fixture(scope="module")
 def problem(request):
-    """A size's tensors, on which both forms have been shown to agree in value and in every gradient."""
+    """A size's tensors, and what the library makes of them: value and every gradient."""
     args = _problem(SIZES[request.param])
-    value, grads = _step(vectorised, *args)
-    value_loop, grads_loop = _step(published_form, *args)
-    # float32 sums over up to 1e7 elements in different order
-    torch.testing.assert_close(value, value_loop, rtol=1e-5, atol=0)
-    for ours, theirs in zip(grads, grads_loop, strict=True):
-        assert (ours - theirs).norm() <= 1e-4 * theirs.norm()
-    return request.param, args
+    return request.param, args, _step(library, *args)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("problem", "form"), CASES, indirect=["problem"])
 def test_fgd_forward_and_backward(benchmark, problem, form: str) -> None:
-    name, args = problem
+    name, args, (value, grads) = problem
+    value_too, grads_too = _step(FORMS[form], *args)
+    # float32 sums over up to 1e7 elements in different order
+    torch.testing.assert_close(value, value_too, rtol=1e-5, atol=0)
+    for ours, theirs in zip(grads, grads_too, strict=True):
+        assert (ours - theirs).norm() <= 1e-4 * theirs.norm()
     size = SIZES[name]
-    benchmark.group = (
-        f"FGD forward+backward, {N}x{size.channels} channels, input {size.input_size}, {BOXES} boxes an image"
+    label(
+        benchmark,
+        f"FGD forward+backward, {N}x{size.channels} channels, input {size.input_size}, {BOXES} boxes an image",
+        SIDES[form],
+        peer=form != "ours",
+        targets={"published loops": 1.5} if form == "ours" else None,
     )
     benchmark.pedantic(_step, args=(FORMS[form], *args), rounds=size.rounds, warmup_rounds=2)
