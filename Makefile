@@ -6,14 +6,18 @@ VENV ?= .venv
 TORCH_ARGS ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
-KEY := $(shell cat requirements/*.txt setup.py pyproject.toml | cksum | cut -d ' ' -f 1)
+KEY := $(shell cat $(filter-out requirements/bench.txt,$(sort $(wildcard requirements/*.txt))) setup.py pyproject.toml | cksum | cut -d ' ' -f 1)
 READY := $(VENV)/.ready-$(KEY)
+PEERS := $(VENV)/.peers-$(KEY)-$(shell cksum < requirements/bench.txt | cut -d ' ' -f 1)
+RESULT := build/bench/raw.json
 TYPED := build/typed
+OLD_TRITON := $(CURDIR)/build/triton-oldest
+OLD_READY := $(OLD_TRITON)/.ready-$(shell cksum < requirements/oldest/triton.txt | cut -d ' ' -f 1)
 CODE := ikd_fast kernels configs tests benchmarks setup.py
 WORDS := $(CODE) docs .ci requirements Makefile pyproject.toml $(wildcard *.md *.cff)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test lint bench demo quick-demo clean
+.PHONY: help venv test kernels lint bench bench-save demo quick-demo clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -27,12 +31,24 @@ $(READY):
 	@echo "$(VENV): torch (by far the largest download)"
 	@$(PIP) --quiet $(TORCH_ARGS) -c requirements/dev.txt -r requirements/torch.txt
 	@echo "$(VENV): the other pinned requirements"
-	@$(PIP) --quiet -r requirements/dev.txt
+	@$(PIP) --quiet -r requirements/dev.txt -r requirements/triton.txt
 	@$(PIP) --quiet --no-deps --no-build-isolation --editable .
 	@rm -f $(VENV)/.ready-* && touch $@
 
 test: $(READY)  ## the whole test suite
 	$(BIN)/pytest -q --durations=15
+
+$(OLD_READY): | $(READY)
+	@echo "$(OLD_TRITON): the oldest supported triton"
+	@rm -rf $(OLD_TRITON)
+	@$(PIP) --quiet --no-deps --target $(OLD_TRITON) -r requirements/oldest/triton.txt
+	@touch $@
+
+# `make test` runs the kernel tests under the newest Triton.
+kernels: $(READY) $(OLD_READY)  ## kernel tests under the oldest Triton; every kernel compiled by oldest and newest
+	PYTHONPATH=$(OLD_TRITON) $(BIN)/pytest -q --durations=5 -W "ignore:Conversion of an array:DeprecationWarning" tests/kernels/triton_ops
+	PYTHONPATH=$(OLD_TRITON) env -u TRITON_INTERPRET $(BIN)/python -m ikd_fast.kernels.aot
+	env -u TRITON_INTERPRET $(BIN)/python -m ikd_fast.kernels.aot
 
 # mypy cannot follow setup.py's folder mapping, so it reads the package through links laid out as installed.
 lint: $(READY)  ## ruff, mypy, codespell
@@ -43,8 +59,19 @@ lint: $(READY)  ## ruff, mypy, codespell
 	cd $(TYPED) && $(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache -p ikd_fast
 	$(BIN)/codespell $(WORDS)
 
-bench: $(READY)  ## benchmarks on this machine
-	$(BIN)/pytest benchmarks/ --benchmark-only --benchmark-columns=median,iqr,rounds --benchmark-sort=name
+# --no-deps: what is compared with never moves what is compared.
+$(PEERS): $(READY)
+	@echo "$(VENV): the libraries that the benchmarks compare with"
+	@$(PIP) --quiet --no-deps -r requirements/bench.txt
+	@rm -f $(VENV)/.peers-* && touch $@
+
+bench: $(READY) $(PEERS)  ## benchmarks on this machine, beside other libraries
+	@mkdir -p $(dir $(RESULT))
+	$(BIN)/pytest benchmarks/ --benchmark-only --benchmark-columns=median,iqr,rounds --benchmark-sort=name --benchmark-json=$(RESULT)
+	$(BIN)/python -m benchmarks.report $(RESULT) --out $(dir $(RESULT))
+
+bench-save: $(RESULT)  ## keep the last `make bench` under benchmarks/results/
+	$(BIN)/python -m benchmarks.report $(RESULT) --save
 
 demo: $(READY)  ## three students distilled on real photographs (minutes)
 	$(BIN)/ikd-fast demo
