@@ -33,8 +33,8 @@ class DiversityDraw:
         active = self.active
         if not active:
             return images
-        frames = torch.tensor([self.sizes[i] for i in active])
-        windows = torch.tensor([self.windows[i] for i in active])
+        frames = torch.tensor([self.sizes[i] for i in active], device="cpu")
+        windows = torch.tensor([self.windows[i] for i in active], device="cpu")
         if len(active) == len(self.sizes):
             return input_diversity(images, frames, windows, fill)
         rows = list(images.unbind(0))

@@ -175,14 +175,18 @@ class AdaptiveFreqAug:
             checks.croppable(size, self.crop_ratio, i)
             rows.append(self._decide(xyxy, size, (seed, keys[i], epoch), factor))
         return AugPlan(
-            ids=torch.tensor([k - (1 << 64) if k >> 63 else k for k in keys], dtype=torch.int64),
-            branch=torch.tensor([int(r[0]) for r in rows], dtype=torch.int64),
-            window=torch.tensor([r[1] for r in rows], dtype=torch.int64).reshape(n, 4),
-            flip=torch.tensor([r[2] for r in rows], dtype=torch.bool),
-            sigma=torch.tensor(
-                [self.noise_std if r[0] == Branch.NOISE else 0.0 for r in rows], dtype=torch.float32
+            ids=torch.tensor(
+                [k - (1 << 64) if k >> 63 else k for k in keys], dtype=torch.int64, device="cpu"
             ),
-            sizes=torch.tensor(size_list, dtype=torch.int64).reshape(n, 2),
+            branch=torch.tensor([int(r[0]) for r in rows], dtype=torch.int64, device="cpu"),
+            window=torch.tensor([r[1] for r in rows], dtype=torch.int64, device="cpu").reshape(n, 4),
+            flip=torch.tensor([r[2] for r in rows], dtype=torch.bool, device="cpu"),
+            sigma=torch.tensor(
+                [self.noise_std if r[0] == Branch.NOISE else 0.0 for r in rows],
+                dtype=torch.float32,
+                device="cpu",
+            ),
+            sizes=torch.tensor(size_list, dtype=torch.int64, device="cpu").reshape(n, 2),
             epoch=epoch,
             seed=seed,
             rng=self.rng,

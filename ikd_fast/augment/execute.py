@@ -72,7 +72,7 @@ def noise(images: Images, plan: AugPlan, units: PixelUnits, sizes: Any = None) -
     if not chosen:
         return images if batch.stacked else list(images)
     if batch.stacked:
-        return add_planned_noise(images, plan, units, sizes=torch.tensor(expected))
+        return add_planned_noise(images, plan, units, sizes=torch.tensor(expected, device="cpu"))
     noisy = add_planned_noise([batch.views[i] for i in chosen], plan.select(chosen), units)
     views = list(batch.views)
     for i, view in zip(chosen, noisy, strict=True):

@@ -138,7 +138,7 @@ class AugPlan:
         n = len(state["ids"])
         values: dict[str, Any] = dict(state)
         for name, (dtype, tail) in _TENSORS.items():
-            values[name] = torch.tensor(state[name], dtype=dtype).reshape(n, *tail)
+            values[name] = torch.tensor(state[name], dtype=dtype, device="cpu").reshape(n, *tail)
         return cls(**values)
 
     def select(self, indices: Sequence[int] | Tensor | slice) -> AugPlan:
@@ -146,7 +146,7 @@ class AugPlan:
         index: Any = (
             indices
             if isinstance(indices, (slice, Tensor))
-            else torch.tensor(list(indices), dtype=torch.int64)
+            else torch.tensor(list(indices), dtype=torch.int64, device="cpu")
         )
         return AugPlan(
             **{k: getattr(self, k)[index] for k in _TENSORS}, **{k: getattr(self, k) for k in _SHARED}

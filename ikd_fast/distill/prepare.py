@@ -76,10 +76,10 @@ def _from_pixels(
     valid = [image[:, :h, :w] for image, (h, w) in zip(images, whole, strict=True)]
     mean, std = units.normalisation(3)
     arguments: dict[str, Any] = {
-        "window": torch.tensor([(0, 0, w, h) for h, w in whole]),
-        "flip": torch.zeros(n, dtype=torch.bool),
-        "sigma": torch.zeros(n),
-        "ids": torch.zeros(n, dtype=torch.int64),
+        "window": torch.tensor([(0, 0, w, h) for h, w in whole], device="cpu"),
+        "flip": torch.zeros(n, dtype=torch.bool, device="cpu"),
+        "sigma": torch.zeros(n, device="cpu"),
+        "ids": torch.zeros(n, dtype=torch.int64, device="cpu"),
         "seed": 0,
         "epoch": 0,
     }
@@ -93,7 +93,7 @@ def _from_pixels(
         x_geo = augment_batch(valid, **arguments)
         return x_geo, x_geo
     x_data = augment_batch(valid, **arguments)
-    arguments["sigma"] = torch.zeros(n)
+    arguments["sigma"] = torch.zeros(n, device="cpu")
     return x_data, augment_batch(valid, **arguments)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 from typing import cast
@@ -77,7 +76,8 @@ def _relation(parts: Sequence[FGDLevel], sums: FGDSums, square: Tensor, position
         vectors = vectors.unflatten(0, (3, len(members)))
         add = _added([parts[i] for i in members], vectors[:2])
         column = _column([positions[i] for i in members], square)
-        relation = fgd_relation(square[members], vectors[2], add, column)
+        chosen = torch.stack([square[i] for i in members])  # an index list would be a sync
+        relation = fgd_relation(chosen, vectors[2], add, column)
         for i, row in zip(members, relation.unbind(0), strict=True):
             rows[i] = row
     return torch.stack(rows)
@@ -102,14 +102,8 @@ def _added(parts: Sequence[FGDLevel], context: Tensor) -> Tensor:
 
 
 def _column(positions: Sequence[int], like: Tensor) -> Tensor:
-    return _kept_column(tuple(positions), like.device, like.dtype)
-
-
-@functools.lru_cache(maxsize=64)
-def _kept_column(positions: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
-    """H*W of every level ``[L, 1, 1]``, copied to the device once."""
-    with torch.inference_mode(False):
-        return torch.tensor(positions, dtype=dtype).to(device, non_blocking=True)[:, None, None]
+    """H*W of every level ``[L, 1, 1]``, filled on the device."""
+    return torch.stack([like.new_full((1, 1), count) for count in positions])
 
 
 @register_loss

@@ -29,7 +29,7 @@ def valid_masks(ctx: DistillContext, maps: Sequence[Tensor], levels: Sequence[in
         for x in maps
     ]
     device = maps[0].device
-    limits = torch.tensor(rows).to(device, non_blocking=True)
+    limits = torch.tensor(rows, device="cpu").to(device, non_blocking=True)
     out = []
     for x, limit in zip(maps, limits, strict=True):
         down = torch.arange(x.shape[2], device=device)[None, :, None] < limit[:, 0, None, None]

@@ -39,10 +39,10 @@ class _OnePass(ImgDataPreprocessor):
         n = len(images)
         data["inputs"] = augment_batch(
             images,
-            window=torch.tensor([(0, 0, x.shape[2], x.shape[1]) for x in images]),
-            flip=torch.tensor([False] * n if flips is None else flips),
-            sigma=torch.zeros(n),
-            ids=torch.zeros(n, dtype=torch.int64),
+            window=torch.tensor([(0, 0, x.shape[2], x.shape[1]) for x in images], device="cpu"),
+            flip=torch.tensor([False] * n if flips is None else flips, device="cpu"),
+            sigma=torch.zeros(n, device="cpu"),
+            ids=torch.zeros(n, dtype=torch.int64, device="cpu"),
             seed=0,
             epoch=0,
             layout="CHW",
@@ -150,7 +150,11 @@ class IKDDetDataPreprocessor(DetDataPreprocessor, _OnePass):
                 "images has to come before the noise: leave it out, or use AdaptiveFreqAug in the pipeline"
             )
         return execute.add_planned_noise(
-            geo, plan, self.units, sizes=torch.tensor(sizes), channels_reversed=bool(self._channel_conversion)
+            geo,
+            plan,
+            self.units,
+            sizes=torch.tensor(sizes, device="cpu"),
+            channels_reversed=bool(self._channel_conversion),
         )
 
     def _check_labels(self, samples: list[DetDataSample]) -> None:

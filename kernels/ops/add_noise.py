@@ -166,9 +166,9 @@ def add_noise(
     stacks: list[Tensor] = [given] if stacked else [x[None] for x in given]
     channels = stacks[0].shape[1]
     if flip is None:
-        flip = torch.zeros(n, dtype=torch.bool)
+        flip = torch.zeros(n, dtype=torch.bool, device="cpu")
     if sizes is None:
-        sizes = torch.tensor([tuple(x.shape[2:]) for x in stacks for _ in range(x.shape[0])])
+        sizes = torch.tensor([tuple(x.shape[2:]) for x in stacks for _ in range(x.shape[0])], device="cpu")
     check_tensors(
         OP,
         n,

@@ -170,6 +170,8 @@ def _check(
         raise ValueError(
             f"{OP}: mean and std: expected three numbers each or neither, got mean={mean}, std={std}"
         )
+    if mean is not None and not all(math.isfinite(m) for m in mean):
+        raise ValueError(f"{OP}: mean: expected three finite numbers, got {tuple(mean)}")
     if std is not None and not all(0 < s < math.inf for s in std):
         raise ValueError(f"{OP}: std: expected three finite numbers > 0, got {tuple(std)}")
     channel = 2 if layout == "HWC" else 0

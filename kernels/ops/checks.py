@@ -59,6 +59,16 @@ def check_valid(op: str, valid: Sequence[Tensor] | None, student: Sequence[Tenso
     return list(valid)
 
 
+def working(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> torch.dtype:
+    """What is computed in: float64 where a side has it, else float32."""
+    return torch.float64 if torch.float64 in (student[0].dtype, teacher[0].dtype) else torch.float32
+
+
+def savable(maps: Sequence[Tensor]) -> list[Tensor]:
+    """Maps that autograd may keep: those made under ``torch.inference_mode`` are copied, others are not."""
+    return [x.clone() if x.is_inference() else x for x in maps]
+
+
 def check_temperature(op: str, tau: float) -> None:
     if not tau > 0 or math.isinf(tau):
         raise ValueError(f"{op}: the temperature must be a finite number > 0, got {tau}")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .backend import check_backend, room
-from .checks import check_pyramids, check_temperature
+from .checks import check_pyramids, check_temperature, savable, working
 from .once import differentiable_once
 
 STEM = "fgd"
@@ -73,7 +73,7 @@ def _forward(
     temperature: float,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    chosen = room(STEM, backend, student[0].device, _working(student, teacher))
+    chosen = room(STEM, backend, student[0].device, working(student, teacher))
     inputs = (student, teacher, student_weight, teacher_weight)
     out: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] = chosen.forward(
         *inputs, boxes, counts, sizes, temperature
@@ -95,14 +95,10 @@ def _backward(
     temperature: float,
     backend: str,
 ) -> tuple[list[Tensor], Tensor]:
-    chosen = room(STEM, backend, student[0].device, _working(student, teacher))
+    chosen = room(STEM, backend, student[0].device, working(student, teacher))
     inputs, saved = (student, teacher, student_weight, teacher_weight), (vectors, maps, factors, scalars)
     out: tuple[list[Tensor], Tensor] = chosen.backward(grad_terms, grad_vectors, *inputs, *saved, temperature)
     return out
-
-
-def _working(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> torch.dtype:
-    return torch.float64 if torch.float64 in (student[0].dtype, teacher[0].dtype) else torch.float32
 
 
 # Registered for torch.compile and export. Eager mode calls the same functions through _Sums, which costs a
@@ -117,7 +113,7 @@ def _(student, teacher, student_weight, teacher_weight, boxes, counts, sizes, te
     channels = n * sum(x.shape[1] for x in student)
     positions = n * sum(x.shape[2] * x.shape[3] for x in student)
     shapes = ((4, levels, n), (3, channels), (5, positions), (2, channels), (10, levels, n))
-    return tuple(student[0].new_empty(shape, dtype=_working(student, teacher)) for shape in shapes)
+    return tuple(student[0].new_empty(shape, dtype=working(student, teacher)) for shape in shapes)
 
 
 @_op_backward.register_fake
@@ -219,10 +215,10 @@ def fgd_sums(
     check_pyramids("fgd_sums", student, teacher)
     check_temperature("fgd_sums", temperature)
     _check_boxes(boxes, sizes, student[0])
-    working = _working(student, teacher)
+    dtype = working(student, teacher)
     weights = [
-        *_checked_weights("student_weight", student_weight, student, working),
-        *_checked_weights("teacher_weight", teacher_weight, student, working),
+        *_checked_weights("student_weight", student_weight, student, dtype),
+        *_checked_weights("teacher_weight", teacher_weight, student, dtype),
     ]
     counts = [len(b) for b in boxes]
     flat = boxes[0] if len(boxes) == 1 else torch.cat(list(boxes)) if boxes else student[0].new_zeros(0, 4)
@@ -242,7 +238,7 @@ def fgd_sums(
         )
     else:
         terms, vectors = _Sums.apply(
-            flat, counts, hw, float(temperature), backend, len(student), *student, *teacher, *weights
+            flat, counts, hw, float(temperature), backend, len(student), *student, *savable(teacher), *weights
         )
     return FGDSums(terms, vectors, tuple(x.shape[1] for x in student))
 

@@ -91,7 +91,9 @@ def _ids(image_ids: Sequence[int] | Tensor, count: int) -> Tensor:
             f"mask_maps: expected one image id for each of the {count} images, got {len(image_ids)}"
         )
     if not isinstance(image_ids, Tensor):
-        return torch.tensor([_signed(_integer("an image id", i)) for i in image_ids], dtype=torch.int64)
+        return torch.tensor(
+            [_signed(_integer("an image id", i)) for i in image_ids], dtype=torch.int64, device="cpu"
+        )
     if image_ids.dtype != torch.int64 or image_ids.ndim != 1 or image_ids.device.type != "cpu":
         raise TypeError(
             f"mask_maps: expected image ids as int64 [{count}] on the CPU, got {image_ids.dtype} "

@@ -38,7 +38,7 @@ def differentiable_once(backward: Callable[..., tuple]) -> Callable[..., tuple]:
         where = [i for i, g in enumerate(out) if isinstance(g, Tensor)]
         if not where:
             return out
-        anchor = torch.zeros((), requires_grad=True)
+        anchor = torch.zeros((), requires_grad=True, device="cpu")
         refused = dict(zip(where, _Refuse.apply(anchor, *(out[i] for i in where)), strict=True))
         return tuple(refused.get(i, g) for i, g in enumerate(out))
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .backend import check_backend, room
-from .checks import check_pyramids, check_valid
+from .checks import check_pyramids, check_valid, savable, working
 from .once import differentiable_once
 
 STEM = "pyramid_l2"
@@ -18,7 +18,7 @@ STEM = "pyramid_l2"
 def _forward(
     student: list[Tensor], teacher: list[Tensor], valid: list[Tensor], square: bool, backend: str
 ) -> Tensor:
-    out: Tensor = room(STEM, backend, student[0].device, student[0].dtype).forward(
+    out: Tensor = room(STEM, backend, student[0].device, working(student, teacher)).forward(
         student, teacher, valid, square
     )
     return out
@@ -32,7 +32,7 @@ def _backward(
     square: bool,
     backend: str,
 ) -> list[Tensor]:
-    out: list[Tensor] = room(STEM, backend, student[0].device, student[0].dtype).backward(
+    out: list[Tensor] = room(STEM, backend, student[0].device, working(student, teacher)).backward(
         grad, student, teacher, valid, square
     )
     return out
@@ -46,8 +46,7 @@ _op_backward = torch.library.custom_op("ikd_fast::pyramid_distance_backward", mu
 
 @_op.register_fake
 def _(student, teacher, valid, square, backend):
-    dtype = torch.float64 if student[0].dtype == torch.float64 else torch.float32
-    return student[0].new_empty((len(student), student[0].shape[0]), dtype=dtype)
+    return student[0].new_empty((len(student), student[0].shape[0]), dtype=working(student, teacher))
 
 
 @_op_backward.register_fake
@@ -90,8 +89,9 @@ class _Distance(torch.autograd.Function):
     @staticmethod
     @differentiable_once
     def backward(ctx: Any, grad: Tensor) -> tuple:
-        grads = _backward(grad, *_saved(ctx), ctx.square, ctx.backend)
-        return (None, None, None, *grads, *[None] * (len(ctx.saved_tensors) - ctx.levels))
+        student, teacher, valid = _saved(ctx)  # once: checkpointing refuses a second reading
+        grads = _backward(grad, student, teacher, valid, ctx.square, ctx.backend)
+        return (None, None, None, *grads, *[None] * (len(teacher) + len(valid)))
 
 
 def _distance(
@@ -107,7 +107,7 @@ def _distance(
     masks = check_valid(op, valid, student)
     if torch.compiler.is_compiling():
         return _op(list(student), list(teacher), masks, square, backend)
-    return _Distance.apply(square, backend, len(student), *student, *teacher, *masks)
+    return _Distance.apply(square, backend, len(student), *student, *savable(teacher), *masks)
 
 
 def pyramid_l2(
@@ -131,7 +131,7 @@ def pyramid_l2(
 
     Raises:
         ValueError, TypeError: pyramids of different length, shape, device or batch, a teacher map that
-            requires a gradient, masks of another shape, an image of 2**31 elements: before any launch.
+            requires a gradient, masks of another shape, in Triton an image of 2**31 elements: before any launch.
 
     >>> pyramid_l2([torch.full((1, 2, 3, 3), 2.0)], [torch.zeros(1, 2, 3, 3)])
     tensor([[72.]])

@@ -75,7 +75,7 @@ def noise_rows(
             out.copy_(normal(len(out), seed=seed, id=id, epoch=epoch, stream=Stream.NOISE, offset=offset))
 
     pieces = _Pieces(channels * height * stride, group, fill)
-    return lambda c, first, last: pieces.take((last - first) * stride).view(-1, stride)[:, :width]
+    return lambda c, first, last: pieces.take((last - first) * stride).view(last - first, stride)[:, :width]
 
 
 class _Pieces:
@@ -87,14 +87,14 @@ class _Pieces:
 
     def __init__(self, total: int, group: int, fill: Callable[[Tensor, int], None]) -> None:
         self.total, self.group, self.fill = total, group, fill
-        self.done, self.left = 0, torch.empty(0)
+        self.done, self.left = 0, torch.empty(0, device="cpu")
 
     def take(self, count: int) -> Tensor:
         remaining, group = self.total - self.done, self.group
         new = min(-(-max(count - len(self.left), 0) // group) * group, remaining)
         if remaining - new < group:
             new = remaining
-        buffer = torch.empty(len(self.left) + new)
+        buffer = torch.empty(len(self.left) + new, device="cpu")
         buffer[: len(self.left)] = self.left
         if new:
             self.fill(buffer[len(self.left) :], self.done)

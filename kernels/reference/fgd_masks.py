@@ -59,8 +59,10 @@ def _unit_boxes(boxes: Sequence[Tensor], sizes: Sequence[tuple[int, int]]) -> tu
     """Boxes over their image's size, padded to ``[N, B, 4]``, and which are real. Never reads the device."""
     padded = pad_sequence([full(b) for b in boxes], batch_first=True)
     device = padded.device
-    scale = torch.tensor([(w, h, w, h) for h, w in sizes], dtype=padded.dtype).to(device, non_blocking=True)
-    counts = torch.tensor([len(b) for b in boxes]).to(device, non_blocking=True)
+    scale = torch.tensor([(w, h, w, h) for h, w in sizes], dtype=padded.dtype, device="cpu").to(
+        device, non_blocking=True
+    )
+    counts = torch.tensor([len(b) for b in boxes], device="cpu").to(device, non_blocking=True)
     present = torch.arange(padded.shape[1], device=device) < counts[:, None]
     return padded / scale[:, None, :], present
 

@@ -26,7 +26,7 @@ def keep_bound(ratio: float) -> int:
     """The largest k for which ``u = k 2^-24`` is kept: ``u <= 1 - ratio``, compared in float32."""
     if not 0.0 <= ratio <= 1.0:
         raise ValueError(f"keyed_mask: ratio, the fraction set to zero, must be in 0..1, got {ratio}")
-    return int(torch.tensor(1.0 - ratio, dtype=torch.float32).item() * 2**24)
+    return int(torch.tensor(1.0 - ratio, dtype=torch.float32, device="cpu").item() * 2**24)
 
 
 def _words(c0: Tensor, c1: Tensor, c2: Tensor, epoch: int, k0: int, k1: int) -> tuple[Tensor, ...]:
@@ -63,7 +63,7 @@ def keep_masks(
         k0, k1 = keys[0][3:] if keys else (0, 0)
         count = height * ((width + 3) // 4)
         blocks.append(torch.arange(count, device=device).expand(n, count).reshape(-1))
-        pair = torch.tensor([key[:2] for key in keys], dtype=torch.int64).reshape(n, 2, 1)
+        pair = torch.tensor([key[:2] for key in keys], dtype=torch.int64, device="cpu").reshape(n, 2, 1)
         id_words.append(pair.to(device, non_blocking=True).expand(n, 2, count).transpose(0, 1).reshape(2, -1))
     low, high = torch.cat(id_words, 1)
     words = _words(torch.cat(blocks), low, high, epoch, k0, k1)

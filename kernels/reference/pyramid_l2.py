@@ -57,6 +57,10 @@ def _chunkable(s: Tensor, t: Tensor) -> bool:
     )
 
 
+def _work(s: Tensor, t: Tensor) -> torch.dtype:
+    return torch.float64 if torch.float64 in (s.dtype, t.dtype) else torch.float32
+
+
 def _images(x: Tensor) -> Iterator[Tensor]:
     """Each image as one run of memory."""
     for image in x.unbind():
@@ -64,7 +68,7 @@ def _images(x: Tensor) -> Iterator[Tensor]:
 
 
 def _chunked_sums(s: Tensor, t: Tensor, square: bool) -> Tensor:
-    scratch = torch.empty(_CHUNK, dtype=torch.float64 if s.dtype == torch.float64 else torch.float32)
+    scratch = torch.empty(_CHUNK, dtype=_work(s, t), device="cpu")
     sums = []
     for a, b in zip(_images(s), _images(t), strict=True):
         parts = []
@@ -77,8 +81,8 @@ def _chunked_sums(s: Tensor, t: Tensor, square: bool) -> Tensor:
 
 def _chunked_gradient(scale: Tensor, s: Tensor, t: Tensor, square: bool) -> Tensor:
     out = torch.empty_like(s)
-    work = torch.float64 if s.dtype == torch.float64 else torch.float32
-    scratch = torch.empty(_CHUNK, dtype=work)
+    work = _work(s, t)
+    scratch = torch.empty(_CHUNK, dtype=work, device="cpu")
     for factor, a, b, o in zip(scale.tolist(), _images(s), _images(t), _images(out), strict=True):
         for left, right, place in zip(a.split(_CHUNK), b.split(_CHUNK), o.split(_CHUNK), strict=True):
             d = place if s.dtype == work else scratch[: len(left)]

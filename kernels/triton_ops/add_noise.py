@@ -36,7 +36,8 @@ def _result(b, source, noise, inside, low, high, BACKWARD: tl.constexpr):
         passes = (total >= low) & (total <= high) | (inside == 0)
         out = tl.where(passes, source.to(tl.float32), 0.0)
     else:
-        out = tl.where(inside, tl.minimum(tl.maximum(total, low), high), b.to(tl.float32))
+        clamped = tl.where(total < low, low, tl.where(total > high, high, total))  # NaN stays
+        out = tl.where(inside, clamped, b.to(tl.float32))
     return out.to(b.dtype)
 
 
@@ -94,7 +95,7 @@ def keyed_noise(
     height, width = load_int(p_row + 12), load_int(p_row + 13) // UNIT * UNIT
     h, w, flip = load_int(p_row + 14), load_int(p_row + 15), load_int(p_row + 16)
     sigma = load_float(p_row + 17)
-    tiles_x = tl.cdiv(width, COLUMNS)
+    tiles_x = tl.maximum(tl.cdiv(width, COLUMNS), 1)
     top, left = (i_tile // tiles_x) * ROWS, (i_tile % tiles_x) * COLUMNS
     if top >= height:
         return

@@ -69,6 +69,10 @@ def launch(kernel: Any, grid: int | tuple[int, ...], device: torch.device, *args
             record.launches.append(Launch(kernel, grid, args, meta))
         if not all(record.run for record in _traces):
             return
+    if device.type == "meta":
+        raise RuntimeError(
+            f"{kernel.fn.__name__}: expected CUDA tensors, got meta tensors, which can only be traced"
+        )
     if device.type == "cuda" and device.index not in (None, torch.cuda.current_device()):
         with torch.cuda.device(device):
             kernel[grid](*args, **meta)
@@ -94,7 +98,7 @@ def empty_like(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
 
 def table(rows: Sequence[Any], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Host numbers on the device by one asynchronous copy: never a sync."""
-    host = torch.tensor(rows, dtype=dtype)
+    host = torch.tensor(rows, dtype=dtype, device="cpu")
     if device.type == "cpu":
         return _count(host)
     if device.type == "cuda":

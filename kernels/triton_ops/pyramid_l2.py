@@ -176,7 +176,7 @@ def pyramid_distance_backward(
         if SQUARE:
             b_g = 2.0 * grad * b_d
         else:
-            b_g = tl.where(b_d > 0, grad, tl.where(b_d < 0, -grad, b_d * 0.0))
+            b_g = tl.where(b_d > 0, grad, tl.where(b_d < 0, -grad, 0.0))
         if HAS_VALID:
             p_v = pick_pointer(p_valid, level, LEVELS)
             b_g = tl.where(_valid(p_v, o, m, i_image, position, channel, CHANNELS_LAST), b_g, 0.0)

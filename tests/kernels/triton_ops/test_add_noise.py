@@ -215,3 +215,22 @@ def test_errors_come_before_a_launch(device) -> None:
             add_noise(huge, **one, backend="triton")
     assert record.launches == []
     assert record.bytes == 0
+
+
+def test_a_nan_pixel_stays_nan_and_an_empty_valid_part_is_copied(device) -> None:
+    x = torch.rand(2, 3, 4, 8, device=device)
+    x[0, 0, 0, 0] = float("nan")
+    plan = dict(
+        sigma=torch.tensor([20.4, 20.4]),
+        ids=torch.tensor([1, 2]),
+        seed=0,
+        epoch=0,
+        grey_level=1 / 255,
+        high=1.0,
+    )
+    sizes = torch.tensor([[4, 8], [4, 0]])
+    results = [add_noise(x, **plan, sizes=sizes, backend=backend) for backend in ("triton", "reference")]
+    for y in results:
+        assert y.isnan().nonzero().tolist() == [[0, 0, 0, 0]]
+        assert torch.equal(y[1], x[1])
+    torch.testing.assert_close(*results, equal_nan=True, atol=1e-5, rtol=0)
