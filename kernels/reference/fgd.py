@@ -13,8 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..ops.checks import check_temperature
 from .fgd_masks import fgd_masks
-from .precision import check_temperature, full, no_autocast
+from .precision import full, no_autocast
 
 # Elements of a map worked on at once, 1 MiB in float32.
 _BLOCK_BUDGET = 1 << 18

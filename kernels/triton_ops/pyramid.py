@@ -14,11 +14,6 @@ from .launch import check_index_space, table
 ALIGN = 8
 
 
-def is_channels_last(x: Tensor) -> bool:
-    """Dense with channels innermost, and not also contiguous (one channel or one position is both)."""
-    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-
-
 @dataclass(frozen=True)
 class Grid:
     """Programs of a launch over ``[N, ...]`` levels: level ``l`` holds programs ``starts[l]..starts[l+1]-1``,
@@ -48,11 +43,3 @@ def strides_table(*pyramids: Sequence[Tensor]) -> Tensor:
     """int64 ``[L, 4 * len(pyramids)]``: the N, C, H, W strides of each pyramid's map at every level."""
     rows = [[stride for x in maps for stride in x.stride()] for maps in zip(*pyramids, strict=True)]
     return table(rows, torch.int64, pyramids[0][0].device)
-
-
-def one_dtype(op: str, side: str, maps: Sequence[Tensor]) -> torch.dtype:
-    """The dtype of every level of a pyramid; a launch reads one type through each pointer."""
-    dtypes = [x.dtype for x in maps]
-    if len(set(dtypes)) != 1:
-        raise TypeError(f"{op}: expected {side} maps of one dtype, got {dtypes}")
-    return dtypes[0]

@@ -36,6 +36,18 @@ def _offset(o, i_image, p_strides, width, positions):
 
 
 @triton.jit
+def _difference(p_s, p_t, base, o, m, i_image, p_row, width, positions, FLAT: tl.constexpr):
+    """S - T at elements ``o`` of an image, float32."""
+    if FLAT:
+        b_s = tl.load(p_s + base + o, mask=m, other=0.0)  # stream
+        b_t = tl.load(p_t + base + o, mask=m, other=0.0)  # stream
+    else:
+        b_s = tl.load(p_s + _offset(o, i_image, p_row, width, positions), mask=m, other=0.0)
+        b_t = tl.load(p_t + _offset(o, i_image, p_row + 4, width, positions), mask=m, other=0.0)
+    return b_s.to(tl.float32) - b_t.to(tl.float32)
+
+
+@triton.jit
 def _valid(p_valid, o, m, i_image, positions, channels, CHANNELS_LAST: tl.constexpr):
     """1 where the element's position is valid."""
     if CHANNELS_LAST:
@@ -76,21 +88,12 @@ def pyramid_distance_forward(
     if ALIGNED:
         size = size // 8 * 8
     base = i_image.to(tl.int64) * size
+    width, p_row = pick_int(widths, level, LEVELS), p_strides + level * 8
     total = tl.zeros([BLOCK], tl.float32)
     for step in range(STEPS):
         o = (i_chunk * STEPS + step) * BLOCK + tl.arange(0, BLOCK)
         m = o < size
-        if FLAT:
-            b_s = tl.load(p_s + base + o, mask=m, other=0.0).to(tl.float32)  # stream
-            b_t = tl.load(p_t + base + o, mask=m, other=0.0).to(tl.float32)  # stream
-        else:
-            width = pick_int(widths, level, LEVELS)
-            p_row = p_strides + level * 8
-            b_s = tl.load(p_s + _offset(o, i_image, p_row, width, position), mask=m, other=0.0).to(tl.float32)
-            b_t = tl.load(p_t + _offset(o, i_image, p_row + 4, width, position), mask=m, other=0.0).to(
-                tl.float32
-            )
-        b_d = b_s - b_t
+        b_d = _difference(p_s, p_t, base, o, m, i_image, p_row, width, position, FLAT)
         if SQUARE:
             b_e = b_d * b_d
         else:
@@ -158,21 +161,12 @@ def pyramid_distance_backward(
     if ALIGNED:
         size = size // 8 * 8
     base = i_image.to(tl.int64) * size
+    width, p_row = pick_int(widths, level, LEVELS), p_strides + level * 12
     grad = tl.load(p_grad + level * n_images + i_image)
     for step in range(STEPS):
         o = (i_chunk * STEPS + step) * BLOCK + tl.arange(0, BLOCK)
         m = o < size
-        if FLAT:
-            b_s = tl.load(p_s + base + o, mask=m, other=0.0).to(tl.float32)  # stream
-            b_t = tl.load(p_t + base + o, mask=m, other=0.0).to(tl.float32)  # stream
-        else:
-            width = pick_int(widths, level, LEVELS)
-            p_row = p_strides + level * 12
-            b_s = tl.load(p_s + _offset(o, i_image, p_row, width, position), mask=m, other=0.0).to(tl.float32)
-            b_t = tl.load(p_t + _offset(o, i_image, p_row + 4, width, position), mask=m, other=0.0).to(
-                tl.float32
-            )
-        b_d = b_s - b_t
+        b_d = _difference(p_s, p_t, base, o, m, i_image, p_row, width, position, FLAT)
         if SQUARE:
             b_g = 2.0 * grad * b_d
         else:
