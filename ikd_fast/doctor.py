@@ -21,7 +21,7 @@ PACKAGES: dict[str, tuple[tuple[str, ...], str]] = {
     "mmcv": (("mmcv", "mmcv-lite", "onedl-mmcv"), 'pip install "mmcv-lite==2.1.0"'),
     "pycocotools": (("pycocotools",), 'pip install "pycocotools>=2.0.7"'),
     "safetensors": (("safetensors",), 'pip install "safetensors>=0.4"'),
-    "kornia": (("kornia",), 'pip install "kornia>=0.8"'),
+    "kornia": (("kornia",), 'pip install "kornia>=0.9"'),
     "dali": (
         ("nvidia-dali-cuda130", "nvidia-dali-cuda120", "nvidia-dali-cuda110"),
         "pip install nvidia-dali-cuda120",
@@ -46,7 +46,11 @@ OPERATORS = {
     "nms_rotated": ("nms_rotated",),
     "roi_align": ("roi_align_forward", "roi_align_backward"),
     "roi_pool": ("roi_pool_forward", "roi_pool_backward"),
-    "deform_conv2d": ("deform_conv_forward", "deform_conv_backward_input"),
+    "deform_conv2d": (
+        "deform_conv_forward",
+        "deform_conv_backward_input",
+        "deform_conv_backward_parameters",
+    ),
     "modulated_deform_conv2d": ("modulated_deform_conv_forward", "modulated_deform_conv_backward"),
     "multi_scale_deformable_attn": ("ms_deform_attn_forward", "ms_deform_attn_backward"),
     "border_align": ("border_align_forward", "border_align_backward"),
@@ -120,10 +124,10 @@ def _mmcv(packages: dict[str, Any]) -> dict[str, Any]:
             from ikd_fast.mmdet import compat
 
             activated = compat.activate()
-            from ikd_fast.mmdet.compat.operators import find_torchvision_nms
+            from ikd_fast.mmdet.compat.operators import find_torchvision
 
             if activated.mode == "substitutes" and activated.provider("nms") != "torchvision":
-                report["torchvision_unused"] = find_torchvision_nms()[1]
+                report["torchvision_unused"] = find_torchvision()[1]
     except Exception as error:
         report["error"] = f"{type(error).__name__}: {error}"
         return report
@@ -240,7 +244,9 @@ def render(report: dict[str, Any]) -> str:
             f"operators served by none need full mmcv:\n  {FULL_MMCV}", markup=False, soft_wrap=True
         )
     if reason := report["mmcv"]["torchvision_unused"]:
-        console.print(f"nms is plain PyTorch: {reason}", markup=False, soft_wrap=True)
+        console.print(
+            f"operators served by ikd_fast are plain PyTorch: {reason}", markup=False, soft_wrap=True
+        )
     for item in report["missing"]:
         console.print(
             f"missing: {item['name']} (for {item['needed_for']})\n  {item['install']}",

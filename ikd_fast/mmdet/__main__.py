@@ -11,8 +11,9 @@ from .compat.environment import package_folder
 
 USAGE = """usage: python -m ikd_fast.mmdet SCRIPT [ARGS...]
 
-Run an mmdet script with ikd_fast.mmdet.compat active: the mmcv operators RetinaNet needs are served when mmcv-lite
-is installed, and mmengine checkpoints load on torch >= 2.6.
+Run an mmdet script with ikd_fast.mmdet.compat active: with mmcv-lite the compiled mmcv operators (nms, soft-nms, focal
+loss, RoIAlign, deformable convolution) are served by torchvision or plain PyTorch, and mmengine checkpoints load on
+torch >= 2.6.
 
 SCRIPT  a path, or a script of the installed mmdet: tools/train.py, tools/test.py, ...
 ARGS    passed to the script unchanged

@@ -68,10 +68,12 @@ def test_operators_and_their_providers(report: dict) -> None:
     if activated.mode == "compiled":
         assert set(operators.values()) == {"compiled"}
     else:
-        assert operators.pop("nms") in ("torchvision", "ikd_fast")
-        assert operators.pop("sigmoid_focal_loss") == "ikd_fast"
+        assert operators.pop("soft_nms") == operators.pop("sigmoid_focal_loss") == "ikd_fast"
+        through = {operators.pop(n) for n in ("nms", "roi_align", "deform_conv2d", "modulated_deform_conv2d")}
+        assert through in ({"torchvision"}, {"ikd_fast"})
+        assert (report["mmcv"]["torchvision_unused"] is None) == (through == {"torchvision"})
         assert set(operators.values()) == {"none"}
-        assert "roi_align" in operators
+        assert {"carafe", "roi_pool", "nms_rotated"} <= set(operators)
 
 
 def test_rendered_text_holds_the_facts() -> None:
@@ -83,6 +85,10 @@ def test_rendered_text_holds_the_facts() -> None:
     assert "\x1b" not in text
     for name, provider in report["mmcv"]["operators"].items():
         assert any(line.split() == [name, provider] for line in text.splitlines())
+    if reason := report["mmcv"]["torchvision_unused"]:
+        assert f"operators served by ikd_fast are plain PyTorch: {reason}" in text
+    if "none" in report["mmcv"]["operators"].values():
+        assert "operators served by none need full mmcv:\n  pip uninstall -y mmcv-lite" in text
 
 
 def test_missing_packages_come_with_the_line_to_install_them(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,7 +102,7 @@ def test_missing_packages_come_with_the_line_to_install_them(monkeypatch: pytest
     monkeypatch.setattr(doctor.metadata, "version", version)
     report = doctor.collect()
     # kornia is optional: listed as not installed, but nothing is wrong without it.
-    assert report["packages"]["kornia"]["install"] == 'pip install "kornia>=0.8"'
+    assert report["packages"]["kornia"]["install"] == 'pip install "kornia>=0.9"'
     assert report["missing"] == [
         {"name": "pycocotools", "needed_for": "box AP", "install": 'pip install "pycocotools>=2.0.7"'}
     ]

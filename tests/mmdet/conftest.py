@@ -24,6 +24,14 @@ def _mmdet_scope():
     register_all_modules(init_default_scope=True)
 
 
+@pytest.fixture(scope="session")
+def compiled_operators(shared_dir, tmp_path_factory):
+    """``mmcv._ext`` as compiled for this Python, under no name in sys.modules: compat goes on serving mmcv.ops."""
+    from tests.mmdet.operator_truth import compiled_wheel, load_extension
+
+    return load_extension(compiled_wheel(shared_dir), tmp_path_factory.mktemp("mmcv"))
+
+
 def draw(i: int) -> tuple[np.ndarray, list[list[float]]]:
     """Image i and its xyxy boxes: even images have a large object, odd ones small objects only."""
     rng = np.random.default_rng(i)

@@ -13,7 +13,7 @@ import pytest
 
 import ikd_fast.mmdet  # noqa: F401  activates compat
 from ikd_fast.mmdet import compat
-from ikd_fast.mmdet.compat import environment, operators
+from ikd_fast.mmdet.compat import environment
 
 REPO = Path(__file__).parents[2]
 # importlib.util.find_spec asks the finders in turn, and takes None from all of them as "not installed".
@@ -77,6 +77,11 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def lite_only() -> None:
+    if compat.activate().mode != "substitutes":
+        pytest.skip("mmcv is compiled here: importing mmdet first works")
+
+
 def test_report_of_this_process() -> None:
     report = compat.activate()
     assert report is compat.activate()
@@ -88,7 +93,13 @@ def test_report_of_this_process() -> None:
     if not compiled:
         assert report.provider("nms") in ("torchvision", "ikd_fast")
         assert report.provider("sigmoid_focal_loss_forward") == "ikd_fast"
-        assert report.provider("roi_align_forward") == "none"
+        assert (
+            report.provider("roi_align_forward")
+            == report.provider("deform_conv_forward")
+            == report.provider("nms")
+        )
+        assert report.provider("softnms") == "ikd_fast"
+        assert report.provider("carafe_forward") == "none"
         assert report.reason == "this mmcv has no compiled operators"
 
 
@@ -101,18 +112,6 @@ def test_same_report_from_every_thread() -> None:
         thread.join()
     assert len(reports) == 8
     assert len(set(map(id, reports))) == 1
-
-
-def test_an_operator_nobody_serves_is_named_when_called() -> None:
-    module, providers = operators.build_extension()
-    assert set(providers) == {"nms", "sigmoid_focal_loss_forward", "sigmoid_focal_loss_backward"}
-    assert callable(module.roi_align_forward)  # mmcv asserts the names when it is imported
-    with pytest.raises(
-        compat.OperatorNotAvailable,
-        match=r"'roi_align_forward' is not available: .* only nms, sigmoid_focal_loss_backward, .*\n.*mmcv==2.1.0",
-    ):
-        module.roi_align_forward(1, aligned=True)
-    assert not hasattr(module, "__path__")
 
 
 def test_missing_packages_are_all_named(site: Path) -> None:
@@ -140,6 +139,38 @@ def test_mmcv_that_mmdet_refuses(site: Path, version: str) -> None:
         r"  pip uninstall -y mmcv && pip install \"mmcv-lite==2.1.0\"",
     ):
         environment.check_environment()
+
+
+@pytest.mark.parametrize(
+    ("package", "names", "keep"),
+    [
+        ("mmdet", ("onedl-mmdetection",), "mmdet==3.3.0"),
+        ("mmengine", ("mmengine-lite",), "mmengine==0.10.7"),
+        ("mmengine", ("onedl-mmengine",), "mmengine==0.10.7"),
+        ("mmcv", ("mmcv-lite", "onedl-mmcv-cu128-torch2-8"), "mmcv-lite==2.1.0"),
+    ],
+)
+def test_onedl_and_openmmlab_over_each_other(
+    site: Path, package: str, names: tuple[str, ...], keep: str
+) -> None:
+    install(site, "mmcv", ("mmcv", "2.1.0"))
+    # A second installation overwrites files of the first, whose dist-info stays.
+    install(site, package, *((name, "2.1.0") for name in names), init=BOUNDS, version="2.1.0")
+    with pytest.raises(compat.CompatError) as found:
+        environment.check_environment()
+    message = str(found.value)
+    assert f"installed over each other in {site / package}: their files are mixed" in message
+    for name in (package, *names):
+        assert f"{name} " in message.split("are installed")[0] + " "
+        assert name in message.split("pip uninstall -y ")[1].splitlines()[0].split()
+    assert message.endswith(f'pip install "{keep}"')
+
+
+def test_a_package_with_a_longer_name_is_no_second_owner(site: Path) -> None:
+    install(site, "mmcv", ("mmcv-lite", "2.1.0"))
+    install(site, "mmdet3d", ("mmdet3d", "1.4.0"))
+    install(site, "onedl_mmpretrain", ("onedl-mmpretrain", "1.3.6"))
+    assert environment.check_environment()["mmdet"] == "3.3.0"
 
 
 @pytest.mark.parametrize("other", ["mmcv", "onedl-mmcv"])
@@ -171,11 +202,6 @@ def test_missing_mmdet_end_to_end() -> None:
     assert result.returncode == 1
     assert "CompatError: ikd_fast.mmdet needs mmdet, which cannot be found" in result.stderr
     assert environment.INSTALL in result.stderr
-
-
-def lite_only() -> None:
-    if compat.activate().mode != "substitutes":
-        pytest.skip("mmcv is compiled here: importing mmdet first works")
 
 
 @pytest.mark.slow
@@ -212,12 +238,12 @@ def test_what_does_not_load_is_replaced_aloud(tmp_path: Path) -> None:
     code = HIDE_PACKAGE.format(name="pkg_resources") + (
         "import torch\n"
         "from ikd_fast.mmdet import compat\n"
-        "from ikd_fast.mmdet.compat.operators import find_torchvision_nms\n"
+        "from ikd_fast.mmdet.compat.operators import find_torchvision\n"
         "from mmcv.ops import nms\n"
         "boxes = torch.tensor([[0., 0, 4, 4], [0, 0, 4, 5], [9, 9, 12, 12]])\n"
         "report = compat.activate()\n"
         "print(report.provider('nms'), nms(boxes, torch.tensor([.1, .9, .5]), .5)[1].tolist())\n"
-        "print(find_torchvision_nms()[1])\n"
+        "print(find_torchvision()[1])\n"
         "print(report.mode, report.reason)\n"
     )
     result = python(code, tmp_path)

@@ -9,7 +9,7 @@ import warnings
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from . import checkpoints
+from . import checkpoints, distributed
 from .environment import CompatError, check_environment, owners_in, package_folder, pkg_resources_problem
 from .operators import EXTENSION, FULL_MMCV, build_extension
 
@@ -116,6 +116,7 @@ def _activate() -> CompatReport:
         sys.modules[EXTENSION] = module
         mmcv._ext = module
     checkpoints.install()
+    distributed.install()
     for problem in problems:
         warnings.warn(problem, RuntimeWarning, stacklevel=4)
     folder = package_folder("mmcv")

@@ -11,6 +11,8 @@ from pathlib import Path
 
 INSTALL = 'pip install "mmdet==3.3.0" "mmengine==0.10.7" "mmcv-lite==2.1.0" "setuptools<81"'
 INSTALL_MMCV = 'pip install "mmcv-lite==2.1.0"'
+INSTALL_MMENGINE = 'pip install "mmengine==0.10.7"'
+INSTALL_MMDET = 'pip install "mmdet==3.3.0"'
 INSTALL_SETUPTOOLS = 'pip install "setuptools<81"'
 
 # Distributions that install the same import package.
@@ -47,10 +49,18 @@ def _constant(path: Path, name: str) -> str | None:
     return found.group(1) if found else None
 
 
+def _variants(package: str, folder: Path) -> list[str]:
+    """Builds of an owner under a longer name, such as ``onedl-mmcv-cu128-torch2-8``, beside the package's folder."""
+    known = tuple(name.replace("-", "_") for name in OWNERS.get(package, (package,)))
+    stems = {path.name.split("-")[0].lower() for path in folder.parent.glob("*.dist-info")}
+    longer = sorted(stem for stem in stems if stem.startswith("onedl_") and stem not in known)
+    return [stem.replace("_", "-") for stem in longer if stem.startswith(tuple(f"{name}_" for name in known))]
+
+
 def owners_in(package: str, folder: Path) -> dict[str, str]:
     """Distributions, with versions, that own ``package`` in the folder it is imported from."""
     owners = {}
-    for name in OWNERS.get(package, (package,)):
+    for name in (*OWNERS.get(package, (package,)), *_variants(package, folder)):
         try:
             distribution = metadata.distribution(name)
         except metadata.PackageNotFoundError:
@@ -112,11 +122,10 @@ def check_environment() -> dict[str, str]:
             f"ikd_fast.mmdet needs {' and '.join(missing)}, which cannot be found. Run:\n  {INSTALL}"
         )
     found: dict[str, Path] = {package: folder for package, folder in folders.items() if folder is not None}
-    for package in ("mmcv", "mmdet"):
+    for package, keep in (("mmcv", INSTALL_MMCV), ("mmengine", INSTALL_MMENGINE), ("mmdet", INSTALL_MMDET)):
         owners = owners_in(package, found[package])
         if len(owners) > 1:
             listed = " and ".join(f"{name} {version}" for name, version in owners.items())
-            keep = 'pip install "mmdet==3.3.0"' if package == "mmdet" else INSTALL_MMCV
             raise CompatError(
                 f"{listed} are installed over each other in {found[package]}: their files are mixed. Run:\n"
                 f"  pip uninstall -y {' '.join(owners)}\n  {keep}"
@@ -127,7 +136,7 @@ def check_environment() -> dict[str, str]:
             "mmcv",
             f"pip uninstall -y {' '.join(owners_in('mmcv', found['mmcv']) or ['mmcv'])} && {INSTALL_MMCV}",
         ),
-        ("mmengine", 'pip install "mmengine==0.10.7"'),
+        ("mmengine", INSTALL_MMENGINE),
     ):
         if versions[package] != "unknown":
             _check_bound(package, versions[package], found["mmdet"], versions["mmdet"], remedy)
