@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from fractions import Fraction
 from typing import Any
 
 from mmdet.registry import HOOKS
@@ -11,6 +12,13 @@ from mmengine.dist import get_world_size
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import IterBasedTrainLoop, Runner
+
+from .banner import log_banner
+from .classes import check_training
+from .pipeline_checks import check_pipeline
+from .resume import KeyedResumeHook
+from .sampler import attach
+from .state import check_any_fits
 
 KD_STATE = "kd_state_dict"
 
@@ -40,6 +48,10 @@ class IKDHook(Hook):
             if hasattr(part, "set_total_steps"):
                 part.set_total_steps(runner.max_iters)
         self._announce(runner, runner.iter)
+        if getattr(model, "keeps_kd_state", False):
+            check_pipeline(runner.train_dataloader.dataset, model.ikd.attack)
+            check_training(model, runner.train_dataloader.dataset)
+            log_banner(runner, model, float(self._pass))
 
     def before_train_epoch(self, runner: Runner) -> None:
         self._announce(runner, runner.iter)
@@ -51,14 +63,14 @@ class IKDHook(Hook):
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
-        # An iteration-based loop has one "epoch": the loader follows the sampler's passes. The next batch is read next;
-        # with loader workers, batches that are prefetched across the border of a pass still have the last one's key.
+        # An iteration-based loop has one "epoch": the loader follows the sampler's passes. The next batch is read next; with
+        # loader workers, samples prefetched across the border of a pass have the last one's key, unless a KeyedSampler gave theirs.
         if not _by_epoch(runner) and self._epoch(runner, runner.iter + 1) != self._told:
             self._announce(runner, runner.iter + 1)
 
     def _epoch(self, runner: Runner, iteration: int) -> int:
         """The sampler's pass: the loop's epoch, or images seen over images there are."""
-        return runner.epoch if _by_epoch(runner) else int(iteration / self._pass)
+        return runner.epoch if _by_epoch(runner) else iteration // self._pass
 
     def _announce(self, runner: Runner, iteration: int) -> None:
         self._told = self._epoch(runner, iteration)
@@ -70,6 +82,7 @@ class IKDHook(Hook):
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         model = _model(runner)
         if not getattr(model, "keeps_kd_state", False):
+            check_any_fits(model, checkpoint.get("state_dict", checkpoint))
             return
         kd = checkpoint.get(KD_STATE, {})
         lacking = sorted(k for k in model.state_dict() if k.startswith("kd.") and k not in kd)
@@ -101,14 +114,14 @@ def _by_epoch(runner: Runner) -> bool:
     return not isinstance(runner.train_loop, IterBasedTrainLoop)
 
 
-def _iterations_per_pass(runner: Runner) -> float:
-    """Iterations in which all ranks together have seen each image once."""
+def _iterations_per_pass(runner: Runner) -> Fraction:
+    """Iterations in which all ranks together have seen each image once: not a whole number where passes have no border."""
     loader = runner.train_dataloader
     sampler = getattr(loader.batch_sampler, "sampler", loader.sampler)
-    if not isinstance(sampler, InfiniteSampler):
-        return max(1, len(loader))
+    if not isinstance(sampler, InfiniteSampler) and not getattr(sampler, "infinite", False):
+        return Fraction(max(1, len(loader)))
     batch = getattr(loader.batch_sampler, "batch_size", loader.batch_size)
-    return len(loader.dataset) / (batch * get_world_size())
+    return Fraction(len(loader.dataset), batch * get_world_size())
 
 
 def _transforms(dataset: Any) -> Iterator[Any]:
@@ -126,6 +139,7 @@ def _nested(transforms: Any) -> Iterator[Any]:
         if hasattr(transform, "set_epoch"):
             yield transform
         inner = getattr(transform, "transforms", None)
+        inner = getattr(inner, "transforms", inner)
         if isinstance(inner, (list, tuple)):
             yield from _nested(inner)
 
@@ -142,7 +156,7 @@ def install() -> None:
 
     def register_hooks(self: Runner, default_hooks: Any = None, custom_hooks: Any = None) -> None:
         register(self, default_hooks, custom_hooks)
-        for kind in (IKDHook, IKDCheckpointHook):
+        for kind in (IKDHook, IKDCheckpointHook, KeyedResumeHook):
             if not any(isinstance(hook, kind) for hook in self.hooks):
                 self.register_hook(kind())
 
@@ -150,7 +164,7 @@ def install() -> None:
         loader = build(*args, **kwargs)
         for transform in _transforms(loader.dataset):
             transform.set_epoch(0)
-        return loader
+        return attach(loader)
 
     register_hooks._ikd_fast = True  # type: ignore[attr-defined]
     Runner.register_hooks = register_hooks

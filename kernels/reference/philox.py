@@ -46,6 +46,9 @@ class Stream(IntEnum):
     MASK = 7
     SAMPLER = 8
     LOADER = 9
+    ORDER = 10
+    GENERATORS = 11
+    VICTIM = 12
 
 
 def stable_id(*parts: str | int) -> int:

@@ -1,5 +1,6 @@
 """Loader transforms for mmdet pipelines whose draws are a function of the image and the epoch."""
 
 from ikd_fast.mmdet.transforms.keyed_crop import CropDraw, KeyedRandomCrop
+from ikd_fast.mmdet.transforms.keyed_randomness import KeyedRandomness
 
-__all__ = ["CropDraw", "KeyedRandomCrop"]
+__all__ = ["CropDraw", "KeyedRandomCrop", "KeyedRandomness"]

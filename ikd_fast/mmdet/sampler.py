@@ -1,0 +1,201 @@
+"""The order of the images as a function of (seed, epoch), for loops that are resumed in the middle of an epoch."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Iterable, Iterator, Sized
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import BatchSampler, DataLoader, Sampler
+
+from ikd_fast.kernels.reference.philox import Stream, philox4x32_blocks
+
+from mmdet.registry import DATA_SAMPLERS
+from mmengine.dist import get_dist_info, sync_random_seed
+
+from .generators import keyed_generators
+from .progress import sample_epoch
+
+
+def keyed_order(size: int, epoch: int, seed: int) -> Tensor:
+    """int64 ``[size]``: the permutation of epoch ``epoch``, the indices sorted by 64 bits of Philox each.
+
+    >>> keyed_order(6, epoch=0, seed=0).tolist()
+    [3, 4, 1, 0, 2, 5]
+    """
+    blocks = torch.arange((size + 1) // 2)
+    words = philox4x32_blocks(blocks, id=0, stream=Stream.ORDER, epoch=epoch, seed=seed).view(-1, 2)[:size]
+    return torch.argsort(words[:, 0] << 32 | words[:, 1], stable=True)
+
+
+class KeyedIndex(int):
+    """An index into the data set that knows the ``epoch`` and ``seed`` it was drawn for, also in a loader worker."""
+
+    epoch: int
+    seed: int
+
+    def __new__(cls, index: int, epoch: int, seed: int) -> KeyedIndex:
+        self = super().__new__(cls, index)
+        self.epoch, self.seed = epoch, seed
+        return self
+
+    def __reduce__(self) -> tuple:
+        return KeyedIndex, (int(self), self.epoch, self.seed)
+
+
+@DATA_SAMPLERS.register_module()
+class KeyedSampler(Sampler):
+    """Images in an order that is a function of (seed, epoch), the same whatever the number of ranks, workers or resumes.
+
+    Rank r of W gets positions r, r + W, ... of the epoch's order, so iteration t of W ranks with batch b has the images
+    that one process with batch W b has. Every image comes once per epoch; where W does not divide the number of images
+    the epoch is filled up with images from its own beginning (as mmengine's ``DefaultSampler(round_up=True)``).
+
+    A run resumed from a checkpoint inside an epoch (``CheckpointHook(by_epoch=False, interval=k)``, ``--resume``) goes on
+    with the next image, in both train loops and with any ``batch_sampler``: :class:`~ikd_fast.mmdet.resume.KeyedResumeHook`, which
+    importing ``ikd_fast.mmdet`` adds to every Runner, keeps the position in the checkpoint. On another number of ranks it does so
+    where ranks x batch size is the same; otherwise resuming inside an epoch is refused, resuming at an epoch's end is not.
+
+    In a loader built by the Runner every sample is loaded with its own epoch, for transforms that draw keyed numbers (workers
+    load ahead across the border of a pass), and with the global generators seeded by (seed, epoch, index), so that random
+    transforms and substitutes for broken images do not depend on the workers. In any other ``DataLoader`` the order holds, the
+    rest does not; there transforms need ``set_epoch``, and position and seeding are the caller's.
+
+    Args:
+        dataset: anything with a length.
+        shuffle: False for the data set's own order in every epoch.
+        seed: 0..2**64-1. Default: the Runner's seed, or one that the ranks agree on. A resumed run keeps its checkpoint's.
+        infinite: for ``IterBasedTrainLoop``: pass follows pass without an end and without filling up; batches go across the border.
+
+    >>> sampler = KeyedSampler(range(6), seed=0)
+    >>> list(sampler)
+    [3, 4, 1, 0, 2, 5]
+    >>> sampler.set_epoch(1)
+    >>> sorted(sampler) == list(range(6)) and list(sampler) != [3, 4, 1, 0, 2, 5]
+    True
+    """
+
+    def __init__(
+        self, dataset: Sized, shuffle: bool = True, seed: int | None = None, infinite: bool = False
+    ) -> None:
+        if len(dataset) == 0:
+            raise ValueError(
+                "KeyedSampler: the data set is empty; check ann_file, data_prefix and filter_cfg"
+            )
+        self.rank, self.world_size = get_dist_info()
+        self.dataset = dataset
+        self.shuffle = shuffle
+        self.seed = sync_random_seed() if seed is None else int(seed)
+        self.infinite = infinite
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """The epoch that iterating next gives; an infinite sampler counts its passes itself."""
+        self.epoch = int(epoch)
+
+    def order(self, epoch: int) -> list[int]:
+        """Every index once, as all ranks together see them in ``epoch``."""
+        size = len(self.dataset)
+        return keyed_order(size, epoch, self.seed).tolist() if self.shuffle else list(range(size))
+
+    def __iter__(self) -> Iterator[int]:
+        if self.infinite:
+            stream = (KeyedIndex(i, e, self.seed) for e in itertools.count() for i in self.order(e))
+            return itertools.islice(stream, self.rank, None, self.world_size)
+        order = self.order(self.epoch)
+        filled = itertools.islice(itertools.cycle(order), len(self) * self.world_size)
+        mine = itertools.islice(filled, self.rank, None, self.world_size)
+        return iter([KeyedIndex(i, self.epoch, self.seed) for i in mine])
+
+    def __len__(self) -> int:
+        """Samples of this rank in an epoch; of an infinite sampler, the data set's length (as mmengine's InfiniteSampler)."""
+        size = len(self.dataset)
+        return size if self.infinite else -(-size // self.world_size)
+
+
+class KeyedBatches:
+    """The batch sampler of a loader, able to start in the middle of an epoch without loading what comes before.
+
+    ``start_at(epoch, batches)`` holds for the next iteration that is used, whatever ``set_epoch`` says in between.
+    """
+
+    def __init__(self, batches: Any, sampler: KeyedSampler) -> None:
+        self.sampler = sampler
+        self._fresh = copy.deepcopy(batches, {id(sampler): sampler})
+        self._start: tuple[int, int] | None = None
+
+    @property
+    def batch_size(self) -> int:
+        return self._fresh.batch_size
+
+    @property
+    def drop_last(self) -> bool:
+        return bool(getattr(self._fresh, "drop_last", False))
+
+    @property
+    def plain(self) -> bool:
+        """Whether batches are the sampler's indices in order, so that other ranks could go on with them."""
+        return type(self._fresh) is BatchSampler
+
+    def start_at(self, epoch: int, batches: int) -> None:
+        """Begin the next iteration in ``epoch``, after its first ``batches`` batches."""
+        self._start = (epoch, batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        epoch, skip = self._start or (self.sampler.epoch, 0)
+        # The epoch as it is now, not when the first batch is asked for; and a batch sampler may keep images back for a later
+        # batch, so each iteration has an untouched copy.
+        sampler = copy.copy(self.sampler)
+        sampler.set_epoch(epoch)
+        batches = itertools.islice(copy.deepcopy(self._fresh, {id(self.sampler): sampler}), skip, None)
+        return self._run(batches, self._start)
+
+    def _run(self, batches: Iterator[list[int]], start: tuple[int, int] | None) -> Iterator[list[int]]:
+        # Only now: a loader with workers asks for an iterator twice and uses the second one.
+        if self._start is start:
+            self._start = None
+        yield from batches
+
+    def __len__(self) -> int:
+        return len(self._fresh)
+
+
+class KeyedFetch:
+    """``dataset.__getitems__``, which torch's loaders call with a batch of indices: each sample in the epoch of its index."""
+
+    def __init__(self, dataset: Any, inner: Any = None) -> None:
+        self.dataset, self.inner = dataset, inner
+
+    def __call__(self, indices: Iterable[int]) -> list[Any]:
+        return [self._load(index) for index in indices]
+
+    def _load(self, index: int) -> Any:
+        if not isinstance(index, KeyedIndex):
+            return self._item(index)
+        with sample_epoch(index.epoch), keyed_generators(index.seed, int(index), index.epoch):
+            return self._item(int(index))
+
+    def _item(self, index: int) -> Any:
+        return self.dataset[index] if self.inner is None else self.inner([index])[0]
+
+
+def keyed_batches(loader: Any) -> KeyedBatches | None:
+    """The batches of a loader with a :class:`KeyedSampler`, None for others."""
+    batches = getattr(loader, "batch_sampler", None)
+    return batches if isinstance(batches, KeyedBatches) else None
+
+
+def attach(loader: DataLoader) -> DataLoader:
+    """Let a loader with a :class:`KeyedSampler` start anywhere and load each sample in its own epoch; others stay as they are."""
+    batches = getattr(loader, "batch_sampler", None)
+    sampler = getattr(batches, "sampler", None)
+    if isinstance(sampler, KeyedSampler) and not isinstance(batches, KeyedBatches):
+        # DataLoader refuses to have it replaced, for the sake of iterators that exist; there is none yet.
+        loader.__dict__["batch_sampler"] = KeyedBatches(batches, sampler)
+        dataset: Any = loader.dataset
+        if not isinstance(getattr(dataset, "__getitems__", None), KeyedFetch):
+            dataset.__getitems__ = KeyedFetch(dataset, getattr(dataset, "__getitems__", None))
+    return loader
