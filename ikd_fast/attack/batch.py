@@ -21,6 +21,7 @@ class AttackBatch:
         targets: the targets with boxes moved by the same input diversity.
         sizes: (h, w) of each image before padding.
         step: index of the gradient step, 0-based.
+        image_ids, epoch, seed: with ``step`` the key of whatever the victim draws at random; one 64-bit id an image.
     """
 
     images: Tensor
@@ -28,6 +29,9 @@ class AttackBatch:
     sizes: Sequence[tuple[int, int]]
     step: int
     make_clean: Callable[[], Tensor] = field(repr=False)
+    image_ids: Sequence[int] = ()
+    epoch: int = 0
+    seed: int = 0
 
     @cached_property
     def clean(self) -> Tensor:
@@ -43,7 +47,7 @@ class AttackOutput:
         images: ``[N, C, H, W]`` adversarial images, units and dtype of the input, no grad.
         delta: ``images - clean``.
         objective: per gradient step, the objective before the step: ``[N]`` or a scalar (detached).
-        gradient_evals: gradients of the victim spent per image.
+        gradient_evals: gradients of the victim spent per image; more than the steps where float16 made one overflow.
         nonfinite: ``[N]`` bool: images whose gradient was not finite in some step; that step left them as they were.
     """
 

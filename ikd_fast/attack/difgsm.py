@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,8 @@ from ikd_fast.kernels.reference.philox import Stream, stable_id, uniform
 from ikd_fast.pixels import PixelUnits
 
 from .batch import AttackBatch, AttackOutput
-from .diversity import DiversityDraw, draw_diversity
+from .diversity import draw_diversity
+from .gradient import image_gradient, in_half
 from .objectives import resolve_objective
 
 _DEFAULT_STEPS = {"iterative": 5, "single": 1, "random_sign": 0}
@@ -59,6 +61,9 @@ class OnlineDIFGSM:
         never perturbed. ``victim``: an object with ``features(images)`` and ``cls_loss(images, targets)``, or a callable
         that is the one the objective needs. The same image in the same epoch gets the same draws in any batch.
 
+    Under float16 autocast the objective is scaled for the gradient, so that small gradients do not become zeros; an image whose
+    gradient overflows by that gets further passes with less, which ``gradient_evals`` counts.
+
     Raises:
         ValueError, TypeError: unknown mode or objective (valid ones listed), sizes out of range, undeclared or wrong pixel
             units, missing ids, an objective that does not depend on the images.
@@ -91,6 +96,11 @@ class OnlineDIFGSM:
         std: Sequence[float] | None = None,
         seed: int | None = 0,
     ) -> None:
+        if mode == "carry":
+            raise ValueError(
+                "mode='carry' (perturbations kept from epoch to epoch) is not available in this version of ikd_fast; write "
+                "mode='single', which costs one gradient a step, or mode='iterative'"
+            )
         if mode not in MODES:
             raise ValueError(f"mode must be one of {list(MODES)}, got {mode!r}")
         self.mode = mode
@@ -186,12 +196,19 @@ class OnlineDIFGSM:
         history: list[Tensor] = []
         nonfinite = torch.zeros(len(work), dtype=torch.bool, device=work.device)
         moved = torch.zeros_like(nonfinite)
+        evals = 0
         for k in range(self.steps):
             view = draw_diversity(
                 sizes, ids, step=k, epoch=epoch, seed=seed, prob=self.diversity_prob,
                 rate=self.diversity_rate, per_batch=self.diversity_per_batch,
             )  # fmt: skip
-            grad, value = self._gradient(victim, work, delta, view, targets, sizes, fill, k)
+            with torch.enable_grad():
+                x = (work + delta).requires_grad_(True)
+                batch = AttackBatch(
+                    view.images(x, fill), view.targets(targets), sizes, k, partial(view.images, work, fill), ids, epoch, seed,
+                )  # fmt: skip
+                grad, value, passes = self._gradient(victim, x, batch, images)
+            evals += passes
             history.append(value)
             if valid is not None:
                 grad = grad * valid
@@ -212,40 +229,22 @@ class OnlineDIFGSM:
             # No gradient, no adversarial example: not a random start passed off as one.
             delta = torch.where(moved[:, None, None, None], delta, torch.zeros_like(delta))
         adversarial = torch.minimum(torch.maximum(work + delta, low), high).to(images.dtype)
-        return AttackOutput(adversarial, adversarial - clean, history, self.steps, nonfinite)
+        return AttackOutput(adversarial, adversarial - clean, history, evals, nonfinite)
 
     def _gradient(
-        self,
-        victim: Any,
-        work: Tensor,
-        delta: Tensor,
-        view: DiversityDraw,
-        targets: Any,
-        sizes: list[tuple[int, int]],
-        fill: Tensor,
-        step: int,
-    ) -> tuple[Tensor, Tensor]:
-        with torch.enable_grad():
-            x = (work + delta).requires_grad_(True)
-            batch = AttackBatch(
-                view.images(x, fill),
-                view.targets(targets),
-                sizes,
-                step,
-                lambda: view.images(work, fill),
+        self, victim: Any, x: Tensor, batch: AttackBatch, images: Tensor
+    ) -> tuple[Tensor, Tensor, int]:
+        value = self.objective(victim, batch)
+        if not isinstance(value, Tensor) or not value.requires_grad:
+            raise _independent(value)
+        if value.dim() > 1 or (value.dim() == 1 and len(value) != len(x)):
+            raise ValueError(
+                f"the objective must be [N] = [{len(x)}] or a scalar, got shape {list(value.shape)}"
             )
-            value = self.objective(victim, batch)
-            if not isinstance(value, Tensor) or not value.requires_grad:
-                raise ValueError(
-                    "the objective does not depend on the images: the victim must keep the graph (no torch.no_grad, no "
-                    f".detach()) and return a Tensor, got {value!r}"
-                )
-            if value.dim() > 1 or (value.dim() == 1 and len(value) != len(work)):
-                raise ValueError(
-                    f"the objective must be [N] = [{len(work)}] or a scalar, got shape {list(value.shape)}"
-                )
-            (grad,) = torch.autograd.grad(value.sum(), x)
-        return grad, value.detach()
+        grad, passes = image_gradient(value, x, half=in_half(images, value))
+        if grad is None:
+            raise _independent(value)
+        return grad, value.detach(), passes
 
     def _keys(
         self, images: Tensor, image_ids: Sequence[int | str] | Tensor | None, epoch: int | None
@@ -272,6 +271,13 @@ class OnlineDIFGSM:
                 f"image_ids must have one entry per image: expected {len(images)}, got {len(ids)}"
             )
         return self.seed, ids, int(epoch)
+
+
+def _independent(value: Any) -> ValueError:
+    return ValueError(
+        "the objective does not depend on the images: the victim must keep the graph (no torch.no_grad, no .detach()) and return a "
+        f"Tensor, got {value!r}"
+    )
 
 
 def _host(value: Any) -> int | str:

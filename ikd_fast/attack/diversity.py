@@ -44,20 +44,23 @@ class DiversityDraw:
         return torch.stack(rows)
 
     def targets(self, targets: Any) -> Any:
-        """Dictionaries with ``boxes`` (xyxy pixels) get moved copies; anything else is passed on as it is."""
+        """Dictionaries with ``boxes`` (xyxy pixels), and ``ignored`` ones, get moved copies; anything else stays as it is."""
         if not isinstance(targets, (list, tuple)):
             return targets
         moved = list(targets)
         for i in self.active:
             target = targets[i]
-            if isinstance(target, dict) and "boxes" in target:
-                boxes = target["boxes"]
-                (h, w), (x0, y0, new_w, new_h) = self.sizes[i], self.windows[i]
-                # Scalars, not tensors of them: those would be a blocking copy to the boxes' device.
-                x = boxes[:, 0::2] * (new_w / w) + x0
-                y = boxes[:, 1::2] * (new_h / h) + y0
-                moved[i] = {**target, "boxes": torch.stack([x[:, 0], y[:, 0], x[:, 1], y[:, 1]], dim=1)}
+            if isinstance(target, dict):
+                changed = {key: self._boxes(target[key], i) for key in ("boxes", "ignored") if key in target}
+                moved[i] = {**target, **changed} if changed else target
         return moved
+
+    def _boxes(self, boxes: Tensor, i: int) -> Tensor:
+        (h, w), (x0, y0, new_w, new_h) = self.sizes[i], self.windows[i]
+        # Scalars, not tensors of them: those would be a blocking copy to the boxes' device.
+        x = boxes[:, 0::2] * (new_w / w) + x0
+        y = boxes[:, 1::2] * (new_h / h) + y0
+        return torch.stack([x[:, 0], y[:, 0], x[:, 1], y[:, 1]], dim=1)
 
 
 def draw_diversity(

@@ -15,7 +15,11 @@ Objective = Callable[[Any, AttackBatch], Tensor]
 
 @runtime_checkable
 class Victim(Protocol):
-    """A frozen net under attack. Both methods keep the graph from ``images`` to what they return."""
+    """A frozen net under attack. Both methods keep the graph from ``images`` to what they return.
+
+    A victim whose loss draws at random (an R-CNN samples its boxes) also has ``keyed_cls_loss(batch)``, which goes before
+    ``cls_loss``: an :class:`AttackBatch` says which image, epoch and step a draw is for.
+    """
 
     def features(self, images: Tensor) -> Sequence[Tensor]:
         """Pyramid ``[N, C_i, H_i, W_i]``."""
@@ -27,8 +31,12 @@ class Victim(Protocol):
 def cls_objective(victim: Any, batch: AttackBatch) -> Tensor:
     """The paper's: the teacher's classification loss on ground truth moved with the image.
 
-    ``victim.cls_loss(images, targets)`` where there is one, else ``victim(images, targets)``.
+    ``victim.keyed_cls_loss(batch)`` where there is one, else ``victim.cls_loss(images, targets)``, else
+    ``victim(images, targets)``.
     """
+    keyed = getattr(victim, "keyed_cls_loss", None)
+    if keyed is not None:
+        return keyed(batch)
     loss = getattr(victim, "cls_loss", victim)
     return loss(batch.images, batch.targets)
 

@@ -15,6 +15,7 @@ from ikd_fast.augment import AdaptiveFreqAug
 from ikd_fast.losses import AdvFeatureLoss, DistillContext, KDLoss, build_loss
 from ikd_fast.pixels import PixelUnits
 
+from .copies import agreement, require_agreement
 from .norms import suspend_running_stats
 from .prepare import prepare_batch
 from .pyramids import MATCHES, match_pyramids
@@ -73,6 +74,9 @@ class IKD(nn.Module):
     >>> sorted(out.terms)
     ['kd/adv', 'kd/adv_feature', 'task/task']
     """
+
+    # Of a deep copy: what its student had in common with the teacher, which is the original's.
+    _agreed: frozenset[str] | None = None
 
     def __init__(
         self,
@@ -168,9 +172,27 @@ class IKD(nn.Module):
         return self.attack is not None and self.beta > 0
 
     def _apply(self, fn: Callable, recurse: bool = True) -> IKD:
-        """``to``, ``cuda``, ``half``: the teacher goes along, though it is no part of the module tree."""
-        self.teacher.net._apply(fn)
+        """``to``, ``cuda``, ``half``: the teacher goes along, though it is no part of the module tree; not with a deep copy."""
+        if self._agreed is None:
+            self.teacher.net._apply(fn)
         return super()._apply(fn, recurse)
+
+    def __deepcopy__(self, memo: dict) -> IKD:
+        """A copy (an EMA, a snapshot) that shares the teacher. Only the original moves and casts it."""
+        twin = type(self).__new__(type(self))
+        memo[id(self)] = twin
+        twin.__setstate__(copy.deepcopy(self.__dict__, memo))
+        if self._agreed is None:
+            twin._agreed = agreement(self.student, self.teacher)
+        return twin
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled has a teacher of its own when it is read."""
+        return {**self.__dict__, "_agreed": None}
+
+    def _require_own_place(self) -> None:
+        if self._agreed is not None:
+            require_agreement(self._agreed, self.student, self.teacher)
 
     def active(self, *, epoch: int, step: int | None) -> bool:
         """Whether augmentation and adversarial branch are on at this point of the run."""
@@ -208,22 +230,25 @@ class IKD(nn.Module):
 
     def run(self, batch: StepBatch) -> StepOutput:
         """The step on a prepared batch (what adapters call)."""
+        self._require_own_place()
         ctx = batch.context(self.seed)
         logs: dict[str, Tensor] = {}
         terms, maps = self._clean_branch(batch)
         if len(self.losses):
             teacher_maps = self.teacher.pyramids(batch.clean, self._teacher_sources(self.losses), batch.sizes)
             for loss, name, s, t in zip(self.losses, self._names, maps, teacher_maps, strict=True):
-                s, t = match_pyramids(s, t, self._source(loss, self.features), self.match)
+                s, t = self._matched(loss, s, t, batch.clean)
                 terms[f"kd/{name}"] = weighted(loss(s, t, ctx), 1.0, f"kd/{name}", logs)
         if self.adversarial and batch.active:
             adversarial = self.craft(batch)
             terms["kd/adv"] = self._adversarial_branch(batch, adversarial, ctx, logs)
             logs.update(self._attack_logs(adversarial))
-        total = sum(terms.values(), start=batch.clean.new_zeros(()))
         if self.adversarial and not batch.active:
-            # The branch is over, but DistributedDataParallel still waits for its loss's parameters.
-            total = total + sum((0 * p.sum() for p in self.adv_loss.parameters()), start=total.new_zeros(()))
+            # The branch is over, but DistributedDataParallel still waits for its loss's parameters; in a term, since an
+            # adapter may sum the terms itself.
+            first = next(iter(terms))
+            terms[first] = sum((0 * p.sum() for p in self.adv_loss.parameters()), start=terms[first])
+        total = sum(terms.values(), start=batch.clean.new_zeros(()))
         if batch.plan is not None:
             logs["aug/crop_frac"] = torch.tensor(float(batch.plan.crop_frac))
             logs["aug/noise_frac"] = torch.tensor(float(batch.plan.noise_frac))
@@ -235,6 +260,7 @@ class IKD(nn.Module):
         """Adversarial examples of the teacher on x_geo."""
         if self.attack is None:
             raise RuntimeError("this IKD has no attack: build it with attack=OnlineDIFGSM(...)")
+        self._require_own_place()
         (source,) = self._teacher_sources([self.adv_loss])
         victim = StepVictim(self.teacher, source, self.victim, batch.sizes)
         return self.attack(
@@ -274,7 +300,7 @@ class IKD(nn.Module):
                 self.student, [source], lambda: self.call(self.student, images), images, self.token_grid
             )
         (t,) = self.teacher.pyramids(images, self._teacher_sources([self.adv_loss]), batch.sizes)
-        s, t = match_pyramids(s, t, source, self.match)
+        s, t = self._matched(self.adv_loss, s, t, images)
         return weighted(self.adv_loss(s, t, ctx), self.beta, "kd/adv", logs)
 
     def _attack_logs(self, out: AttackOutput) -> dict[str, Tensor]:
@@ -288,6 +314,15 @@ class IKD(nn.Module):
         if out.nonfinite is not None:
             logs["attack/nonfinite"] = out.nonfinite.float().sum()
         return logs
+
+    def _matched(
+        self, loss: Any, student: Sequence[Tensor], teacher: Sequence[Tensor], images: Tensor
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        height, width = images.shape[-2:]
+        return match_pyramids(
+            student, teacher, self._source(loss, self.features), self.match,
+            levels=loss.levels, input_size=(height, width), loss=type(loss).__name__,
+        )  # fmt: skip
 
     def _source(self, loss: Any, default: Any) -> Any:
         return default if loss.source is None else loss.source
@@ -320,7 +355,7 @@ class IKD(nn.Module):
         noise = torch.randn(example.shape, generator=torch.Generator().manual_seed(0)).to(example)
         teacher = self.teacher.pyramids(noise, self._teacher_sources(losses))
         for loss, s, t in zip(losses, student, teacher, strict=True):
-            s, t = match_pyramids(s, t, self._source(loss, self.features), self.match)
+            s, t = self._matched(loss, s, t, example)
             bad = [i for i, m in enumerate(t) if not bool(m.isfinite().all())]
             if bad:
                 raise ValueError(

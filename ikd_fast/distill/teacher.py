@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +47,7 @@ class FrozenTeacher:
         self.call = call or (lambda module, images: module(images))
         self.convert = convert
         self.grid = grid
+        self.loaded: LoadedKeys | None = None
 
     @classmethod
     def from_checkpoint(
@@ -58,8 +59,10 @@ class FrozenTeacher:
             ValueError: missing or unexpected keys or other shapes, all listed. A teacher with silently random weights is the
                 commonest fault of detector distillation; ``allow_random=True`` accepts *missing* weights (for tests).
         """
-        load_strict(net, checkpoint, allow_missing=allow_random)
-        return cls(net, **kwargs)
+        loaded = load_strict(net, checkpoint, allow_missing=allow_random)
+        teacher = cls(net, **kwargs)
+        teacher.loaded = loaded
+        return teacher
 
     def features(
         self, images: Tensor, source: str | Sequence[str] | Callable, sizes: Sizes = None
@@ -120,10 +123,19 @@ def run_tapped(
     return [captured[i] if i in captured else as_pyramid(s(net, images), grid) for i, s in enumerate(sources)]
 
 
-def load_strict(net: nn.Module, checkpoint: Any, *, allow_missing: bool = False) -> None:
+class LoadedKeys(NamedTuple):
+    """How many of a net's weights and buffers came from a checkpoint, from which, and what it calls its classes, if it says."""
+
+    loaded: int
+    total: int
+    origin: str
+    classes: tuple[str, ...] | None = None
+
+
+def load_strict(net: nn.Module, checkpoint: Any, *, allow_missing: bool = False) -> LoadedKeys:
     """Load all weights of ``checkpoint`` into ``net``, or raise with the keys that do not fit."""
     weights = (
-        _weights_of(checkpoint, "the checkpoint")
+        weights_of(checkpoint, "the checkpoint")
         if isinstance(checkpoint, Mapping)
         else read_weights(checkpoint)
     )
@@ -150,20 +162,31 @@ def load_strict(net: nn.Module, checkpoint: Any, *, allow_missing: bool = False)
             f"the checkpoint does not fit {type(net).__name__} ({len(own)} keys): {'; '.join(problems)}. "
             "Check that config and checkpoint belong together"
         )
-    net.load_state_dict({k: v for k, v in weights.items() if k in own}, strict=False)
+    fitting = {k: v for k, v in weights.items() if k in own}
+    net.load_state_dict(fitting, strict=False)
+    origin = "given weights" if isinstance(checkpoint, Mapping) else str(checkpoint)
+    return LoadedKeys(len(fitting), len(fitting) + len(missing), origin)
 
 
 def read_weights(path: Any) -> dict[str, Tensor]:
     """Weights of a ``.pth`` (plain, or under ``state_dict`` or ``model``) or ``.safetensors`` file, on the CPU in float32 for
     half types."""
+    return weights_of(read_file(path), str(path))
+
+
+def read_file(path: Any) -> Any:
+    """All that a ``.pth`` or ``.safetensors`` file holds, on the CPU.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no such file, or it is no checkpoint.
+    """
     path = str(path)
     try:
         if path.endswith(".safetensors"):
             from safetensors.torch import load_file
 
-            weights: Any = load_file(path)
-        else:
-            weights = torch.load(path, map_location="cpu", weights_only=True)
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise FileNotFoundError(f"teacher checkpoint not found: {path}") from None
     except (pickle.UnpicklingError, EOFError, RuntimeError, ValueError) as error:
@@ -171,10 +194,9 @@ def read_weights(path: Any) -> dict[str, Tensor]:
             f"{path} cannot be read as a checkpoint: expected a .pth of torch.save (weights only) or a .safetensors file; "
             f"{str(error).splitlines()[0] if str(error) else type(error).__name__}"
         ) from error
-    return _weights_of(weights, path)
 
 
-def _weights_of(weights: Any, name: str) -> dict[str, Tensor]:
+def weights_of(weights: Any, name: str) -> dict[str, Tensor]:
     """The name-to-tensor part of what a checkpoint holds."""
     if not isinstance(weights, Mapping):
         raise TypeError(

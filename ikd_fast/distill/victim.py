@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
+
+from ikd_fast.attack import AttackBatch
 
 from .teacher import FrozenTeacher
 
@@ -28,6 +31,19 @@ class StepVictim:
         """The victim's classification loss, ``[N]`` or a scalar."""
         loss = getattr(self.victim, "cls_loss", self.victim)
         return loss(self._converted(images), targets)
+
+    def keyed_cls_loss(self, batch: AttackBatch) -> Tensor:
+        """As :meth:`cls_loss`, with what keys the draws of a victim that asks for it."""
+        keyed = getattr(self.victim, "keyed_cls_loss", None)
+        if keyed is None:
+            return self.cls_loss(batch.images, batch.targets)
+        return keyed(
+            replace(
+                batch,
+                images=self._converted(batch.images),
+                make_clean=lambda: self._converted(batch.clean),
+            )
+        )
 
     def _converted(self, images: Tensor) -> Tensor:
         convert = self.teacher.convert

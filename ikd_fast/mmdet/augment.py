@@ -17,7 +17,7 @@ from mmdet.structures.bbox import HorizontalBoxes
 
 from .preprocessor import build_augment, plan_samples
 from .progress import Progress, SharedEpoch
-from .samples import box_tensor, crop_sample, image_key, mirrored, move_boxes
+from .samples import box_tensor, crop_masks, crop_sample, image_key, mirrored, move_boxes
 
 
 @TRANSFORMS.register_module(name="AdaptiveFreqAug")
@@ -71,8 +71,8 @@ class AdaptiveFreqAugTransform(BaseTransform):
             if key in results:
                 results[key] = np.asarray(results[key])[keep]
         if results.get("gt_masks") is not None:
-            masks = results["gt_masks"][np.flatnonzero(keep)].crop(np.array(window))
-            results["gt_masks"] = masks.flip("horizontal") if flip else masks
+            masks = results["gt_masks"][np.flatnonzero(keep)]
+            results["gt_masks"] = crop_masks(masks, window, flip, image.shape[:2])
         if results.get("gt_seg_map") is not None:
             seg = results["gt_seg_map"][y0:y1, x0:x1]
             results["gt_seg_map"] = np.ascontiguousarray(seg[:, ::-1] if flip else seg)

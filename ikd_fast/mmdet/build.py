@@ -5,16 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
-from ikd_fast.distill import FrozenTeacher, Renormalize, load_strict, read_weights
+from ikd_fast.distill import FrozenTeacher, Renormalize, load_strict
+from ikd_fast.distill.teacher import read_file, weights_of
 from ikd_fast.pixels import PixelUnits
 
 from mmdet.registry import MODELS
 from mmengine.config import Config, ConfigDict
 from mmengine.runner import CheckpointLoader
+
+from .classes import Names, names_in_header, names_of
+from .published import current_names, fetch
 
 PACKAGE = "ikd_fast::"
 
@@ -92,22 +96,48 @@ def build_teacher(
 ) -> FrozenTeacher:
     """The teacher with every weight loaded, or an error listing what does not fit."""
     net = build_detector(without_init(config))
+    loaded = None
     if checkpoint is None:
         if not allow_random:
             raise ValueError(
                 "the teacher has no weights: give teacher_ckpt='path.pth' (allow_random_teacher=True accepts random weights, for tests)"
             )
     else:
-        load_strict(net, read_checkpoint(resolve_path(str(checkpoint), "assets")), allow_missing=allow_random)
-    return FrozenTeacher(net, call=call, convert=None if convert.identity else convert)
+        read = read_named(resolve_path(str(checkpoint), "assets"))
+        loaded = load_strict(net, read.weights, allow_missing=allow_random)
+        loaded = loaded._replace(origin=str(checkpoint), classes=read.classes)
+    module: Any
+    for module in net.modules():
+        if getattr(module, "with_cp", False):
+            # It saves nothing where no weight has a gradient, and has none for the images the attack asks about.
+            module.with_cp = False
+    teacher = FrozenTeacher(net, call=call, convert=None if convert.identity else convert)
+    teacher.loaded = loaded
+    return teacher
 
 
-def read_checkpoint(path: str) -> dict[str, Any]:
+class NamedWeights(NamedTuple):
+    """A checkpoint's weights, by today's names, and its class names where it has them."""
+
+    weights: dict[str, Tensor]
+    classes: Names | None
+
+
+def read_checkpoint(path: str) -> dict[str, Tensor]:
     """Weights from a file, or from what mmengine can fetch (``https://``, ``torchvision://``, ...)."""
-    if "://" not in path:
-        return read_weights(path)
-    weights = CheckpointLoader.load_checkpoint(path, map_location="cpu")
-    return dict(weights)
+    return read_named(path).weights
+
+
+def read_named(path: str) -> NamedWeights:
+    """As :func:`read_checkpoint`, with the names of the classes."""
+    remote = "://" in path
+    if path.startswith(("https://", "http://")):
+        path = str(fetch(path))  # checked by the hash in its name
+    if path.endswith(".safetensors") and "://" not in path:
+        return NamedWeights(current_names(weights_of(read_file(path), path)), names_in_header(path))
+    held = CheckpointLoader.load_checkpoint(path, map_location="cpu") if remote else read_file(path)
+    meta = held.get("meta") if isinstance(held, Mapping) else None
+    return NamedWeights(current_names(weights_of(held, path)), names_of(meta))
 
 
 def without_init(config: Any) -> Any:

@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ikd_fast.attack import OnlineDIFGSM
 from ikd_fast.augment import AugPlan
 from ikd_fast.distill import IKD, Renormalize, StepBatch
 
@@ -16,35 +15,39 @@ from mmdet.registry import MODELS
 from mmengine.logging import print_log
 from mmengine.model import BaseModel
 
-from .build import (
-    build_detector,
-    build_teacher,
-    common_divisor,
-    model_config,
-    num_classes,
-    preprocessor_facts,
-)
+from .banner import render
+from .build import build_detector, build_teacher, common_divisor, num_classes, preprocessor_facts
+from .classes import attacks_classes, check_counts
+from .facts import collect
 from .preprocessor import IKDDetDataPreprocessor
 from .progress import Progress
-from .registry import KD_LOSSES
 from .samples import to_targets
+from .settings import Branch, build_attack, build_kd_loss, forward_for, listed, plain_model, source_of
 from .state import export_keys, import_keys
-from .victim import MMDetVictim
+from .victim import MMDetVictim, check_class_loss
 
 
 @MODELS.register_module()
 class IKDDistiller(BaseModel):
     """Distils ``teacher`` into ``student`` inside an unchanged mmdet Runner.
 
+    Where the attack's objective is ``"cls"``, class id k must mean the same to both: class names in the teacher's checkpoint are
+    compared with the training data's before the first step.
+
     Args:
         student: model dict of a stock mmdet config (``_base_.model``), its ``data_preprocessor`` included.
         teacher_config: config file of the teacher (``mmdet::`` paths too), or its model dict.
         teacher_ckpt: its weights, ``.pth`` or ``.safetensors``; every key must fit.
-        losses: KD losses, e.g. ``[dict(type="FGDLoss", preset="retinanet")]``.
-        adv: ``dict(beta=1e-5, attack=dict(type="OnlineDIFGSM", mode="single"), loss=dict(type="AdvFeatureLoss"))``, or None.
+        losses: KD losses, e.g. ``[dict(type="FGDLoss", preset="retinanet")]``; a single one may go without the list.
+        adv: ``dict(beta=1e-5, attack=dict(type="OnlineDIFGSM", mode="single"), loss=dict(type="AdvFeatureLoss"))``, which are also
+            the defaults of ``dict()``; None: no adversarial branch.
         augment: ``dict(type="AdaptiveFreqAug", ...)``, or None.
         stop_at: ``dict(epoch=16)``, ``dict(iter=N)`` or a fraction of the run.
-        features: where losses with the default source look; a module path below the detector.
+        features: where losses with the default source look: a module path below the detector, or a list of paths. Losses choose
+            levels of it by ``levels=[...]``: an R-CNN's neck gives five maps, of which the paper distils 0..3.
+        teacher_features: the same for the teacher, where maps of equal stride have other names there. RetinaNet under Mask R-CNN
+            (strides 8, 16 and 32): ``features=[f"neck.fpn_convs.{i}.conv" for i in (0, 1, 2)]``, here ``for i in (1, 2, 3)``.
+        match: ``"resize"`` accepts maps of different stride; default: an error.
         init_student: load the teacher's weights outside its backbone into the student first (FGD's "inheriting").
         include_rpn: attack the RPN's class loss too (two-stage).
         seed: keys every draw of augmentation, attack and losses; ``augment`` and ``attack`` may name their own.
@@ -61,7 +64,7 @@ class IKDDistiller(BaseModel):
         student: Mapping[str, Any],
         teacher_config: Any,
         teacher_ckpt: str | None = None,
-        losses: Sequence[Mapping[str, Any]] = (),
+        losses: Mapping[str, Any] | Sequence[Mapping[str, Any]] = (),
         adv: Mapping[str, Any] | None = None,
         augment: Mapping[str, Any] | None = None,
         stop_at: Mapping[str, int] | float | None = None,
@@ -74,24 +77,21 @@ class IKDDistiller(BaseModel):
         allow_random_teacher: bool = False,
         init_cfg: Any = None,
     ) -> None:
-        student_cfg, teacher_cfg = model_config(student), model_config(teacher_config)
+        student_cfg, teacher_cfg = (
+            plain_model("student", student),
+            plain_model("teacher_config", teacher_config),
+        )
+        chosen, branch = listed(losses), Branch.of(adv)
         units, turned, divisor = preprocessor_facts(student_cfg)
         t_units, t_turned, t_divisor = preprocessor_facts(teacher_cfg)
         if isinstance(augment, Mapping):
             augment = {"seed": seed, **augment}
         lifted = lift_preprocessor(student_cfg, augment, common_divisor(divisor, t_divisor))
-        adv = dict(adv or {})
-        sources = [
-            loss.get("source") for loss in (*losses, adv.get("loss") or {}) if isinstance(loss, Mapping)
-        ]
-        call = forward_for([features, teacher_features, *sources])
+        call = forward_for([features, teacher_features, *map(source_of, (*chosen, branch.loss))])
         super().__init__(data_preprocessor=lifted, init_cfg=init_cfg)
         convert = Renormalize(units, t_units, flip_channels=turned != t_turned)
         teacher = build_teacher(teacher_cfg, teacher_ckpt, convert, call, allow_random=allow_random_teacher)
-        attack = build_attack(adv.pop("attack", {}), seed) if adv else None
-        adv_loss, beta = adv.pop("loss", None), adv.pop("beta", 1e-5)
-        if adv:
-            raise TypeError(f"adv takes beta, attack and loss, got also {sorted(adv)}")
+        attack = None if branch.attack is None else build_attack(branch.attack, seed)
         detector = build_detector(student_cfg)
         self.init_student = init_student
         self.progress = Progress()
@@ -100,10 +100,10 @@ class IKDDistiller(BaseModel):
             teacher,
             features=features,
             teacher_features=teacher_features,
-            losses=[KD_LOSSES.build(dict(loss)) for loss in losses],
+            losses=[build_kd_loss(loss) for loss in chosen],
             attack=attack,
-            beta=beta,
-            adv_loss=None if adv_loss is None else KD_LOSSES.build(dict(adv_loss)),
+            beta=branch.beta,
+            adv_loss=None if branch.loss is None else build_kd_loss(branch.loss),
             stop_at=stop_at,
             task_loss=self._task,
             victim=MMDetVictim(teacher, include_rpn=include_rpn),
@@ -118,7 +118,10 @@ class IKDDistiller(BaseModel):
         preprocessor.is_active = self.is_active
         if attack is not None and attack.objective_name == "cls":
             preprocessor.teacher_classes = num_classes(teacher.net)
-            _check_classes(detector, teacher.net)
+            names = None if teacher.loaded is None else teacher.loaded.classes
+            check_counts(num_classes(detector), num_classes(teacher.net), names)
+            if attacks_classes(self.ikd) and not teacher_cfg.get("train_cfg"):
+                check_class_loss(self.ikd.victim)
 
     @property
     def student(self) -> Any:
@@ -203,19 +206,8 @@ class IKDDistiller(BaseModel):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def describe(self) -> str:
-        """What is distilled into what, in a few lines."""
-        lines = [
-            f"teacher {self.ikd.teacher!r}",
-            f"student {type(self.student).__name__}",
-            f"beta {self.ikd.beta:g}, {self.ikd.attack!r}",
-        ]
-        lines += [
-            f"loss {name}: {loss!r}".splitlines()[0]
-            for name, loss in zip(self.ikd._names, self.ikd.losses, strict=True)
-        ]
-        return "\n".join(
-            [*lines, f"augment {self.data_preprocessor.augment!r}", f"stop {self.ikd.stop_at!r}"]
-        )
+        """What is distilled into what: the lines that are logged when training starts, as far as the model knows them."""
+        return render(collect(self))
 
 
 def lift_preprocessor(config: Mapping[str, Any], augment: Any, divisor: int) -> dict[str, Any]:
@@ -229,26 +221,6 @@ def lift_preprocessor(config: Mapping[str, Any], augment: Any, divisor: int) -> 
         )
     lifted.update(type="IKDDetDataPreprocessor", augment=augment, pad_size_divisor=divisor, return_geo=True)
     return lifted
-
-
-def build_attack(config: Any, seed: int = 0) -> OnlineDIFGSM:
-    """An attack from ``dict(type="OnlineDIFGSM", ...)``; ``seed`` where it names none."""
-    if isinstance(config, OnlineDIFGSM):
-        return config
-    config = dict(config)
-    kind = config.pop("type", "OnlineDIFGSM")
-    if kind not in ("OnlineDIFGSM", OnlineDIFGSM):
-        raise ValueError(f"adv.attack must be dict(type='OnlineDIFGSM', ...), got type={kind!r}")
-    return OnlineDIFGSM(**{"seed": seed, **config})
-
-
-def forward_for(sources: Sequence[Any]) -> Any:
-    """The cheapest forward that passes every tapped module: backbone and neck, or the head too."""
-    given = [s for s in sources if s is not None and not callable(s)]
-    paths = [p for s in given for p in ([s] if isinstance(s, str) else s)]
-    if all(p.split(".")[0] in ("backbone", "neck") for p in paths):
-        return lambda net, images: net.extract_feat(images)
-    return lambda net, images: net(images, mode="tensor")
 
 
 def inherit(student: nn.Module, teacher: nn.Module) -> None:
@@ -266,18 +238,3 @@ def inherit(student: nn.Module, teacher: nn.Module) -> None:
         logger="current",
         level=logging.INFO,
     )
-
-
-def _check_classes(student: nn.Module, teacher: nn.Module) -> None:
-    s, t = num_classes(student), num_classes(teacher)
-    if s is not None and t is not None and t < s:
-        raise ValueError(
-            f"the student has {s} classes, the teacher {t}: objective 'cls' attacks the teacher's classification of the student's "
-            "classes; use a teacher of the same classes, or attack=dict(type='OnlineDIFGSM', objective='feature')"
-        )
-    if s is not None and t is not None and t > s:
-        print_log(
-            f"ikd_fast: the teacher has {t} classes, the student {s}: class id k must mean the same in both",
-            logger="current",
-            level=logging.WARNING,
-        )

@@ -101,7 +101,7 @@ class IKDDetDataPreprocessor(DetDataPreprocessor, _OnePass):
         self.teacher_classes = teacher_classes
         self.return_geo = return_geo
         self.progress = Progress()
-        self.is_active: Callable[[], bool] = lambda: True
+        self.is_active: Callable[[], bool] = _always
 
     def set_progress(self, epoch: int, step: int) -> None:
         """Where training is; :class:`~ikd_fast.mmdet.hooks.IKDHook` calls it."""
@@ -174,6 +174,10 @@ class IKDDetDataPreprocessor(DetDataPreprocessor, _OnePass):
                 )
 
 
+def _always() -> bool:
+    return True
+
+
 def check_boxes(samples: list[DetDataSample]) -> None:
     """Finite, ordered boxes or an error naming the file; boxes on a device are not looked at."""
     for sample in samples:
@@ -195,6 +199,8 @@ def build_augment(
     """From a config dict, with the scale of the images filled in unless it says one itself."""
     if augment is None or isinstance(augment, AdaptiveFreqAug):
         return augment
+    if not isinstance(augment, Mapping):
+        raise TypeError(f"augment must be dict(type='AdaptiveFreqAug', ...) or None, got {augment!r}")
     kwargs = dict(augment)
     kind = kwargs.pop("type", "AdaptiveFreqAug")
     if kind not in ("AdaptiveFreqAug", AdaptiveFreqAug):

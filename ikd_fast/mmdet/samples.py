@@ -42,20 +42,29 @@ def box_tensor(boxes: Any) -> Tensor:
 
 
 def to_targets(samples: Sequence[DetDataSample]) -> list[dict[str, Any]]:
-    """Boxes, labels, size and applied resize of each sample, on whatever device they are."""
-    return [
-        {
+    """Boxes, labels, size and applied resize of each sample, on whatever device they are.
+
+    ``ignored``: the xyxy boxes of ``ignored_instances`` (crowds), where a sample has any: neither object nor background.
+    """
+    targets = []
+    for sample in samples:
+        target = {
             "boxes": box_tensor(sample.gt_instances.bboxes),
             "labels": sample.gt_instances.labels,
             "size": tuple(int(v) for v in sample.metainfo["img_shape"][:2]),
             "scale": tuple(float(v) for v in sample.metainfo.get("scale_factor", (1.0, 1.0))[:2]),
         }
-        for sample in samples
-    ]
+        if "ignored_instances" in sample and "bboxes" in sample.ignored_instances:
+            target["ignored"] = box_tensor(sample.ignored_instances.bboxes)
+        targets.append(target)
+    return targets
 
 
 def from_targets(targets: Sequence[dict[str, Any]], input_shape: tuple[int, int]) -> list[DetDataSample]:
-    """Samples that a detector's ``loss`` takes, for images padded to ``input_shape``."""
+    """Samples that a detector's ``loss`` takes, for images padded to ``input_shape``.
+
+    Ignored boxes have no classes in a target; as ``ignored_instances`` theirs are all 0, which no loss reads.
+    """
     samples = []
     for target in targets:
         h, w = target["size"]
@@ -69,8 +78,9 @@ def from_targets(targets: Sequence[dict[str, Any]], input_shape: tuple[int, int]
             )
         )
         sample.gt_instances = InstanceData(bboxes=target["boxes"], labels=target["labels"])
+        ignored = target.get("ignored", target["boxes"].new_zeros(0, 4))
         sample.ignored_instances = InstanceData(
-            bboxes=target["boxes"].new_zeros(0, 4), labels=target["labels"].new_zeros(0)
+            bboxes=ignored, labels=target["labels"].new_zeros(len(ignored))
         )
         samples.append(sample)
     return samples
@@ -85,7 +95,13 @@ def crop_sample(sample: DetDataSample, plan: AugPlan, i: int) -> DetDataSample:
     whole = size == tuple(plan.sizes[i].tolist())
     for name, min_kept in (("gt_instances", plan.min_kept), ("ignored_instances", 0.0)):
         if name in sample:
-            moved = _crop_instances(sample.get(name), (x0, y0, x1, y1), flip, None if whole else min_kept)
+            moved = _crop_instances(
+                sample.get(name),
+                (x0, y0, x1, y1),
+                flip,
+                None if whole else min_kept,
+                sample.metainfo["img_shape"],
+            )
             out.set_field(moved, name, InstanceData)
     if "proposals" in sample:
         raise ValueError(
@@ -118,15 +134,15 @@ def mirrored(flip: bool, direction: str | None) -> tuple[bool, str | None]:
 
 
 def _crop_instances(
-    instances: InstanceData, window: Window, flip: bool, min_kept: float | None
+    instances: InstanceData, window: Window, flip: bool, min_kept: float | None, size: tuple[int, int]
 ) -> InstanceData:
-    """Instances in the window; ``min_kept=None`` where the window is the whole image and all stay."""
+    """Instances in the window; ``min_kept=None`` where the window is the whole image of ``size`` and all stay."""
     boxes = box_tensor(instances.bboxes)
     moved, keep = move_boxes(boxes, window, flip, min_kept)
     out = instances[keep]
     out.bboxes = HorizontalBoxes(moved) if isinstance(instances.bboxes, BaseBoxes) else moved
     if "masks" in out:
-        out.masks = _crop_masks(out.masks, window, flip)
+        out.masks = crop_masks(out.masks, window, flip, size)
     return out
 
 
@@ -142,6 +158,9 @@ def move_boxes(boxes: Tensor, window: Window, flip: bool, min_kept: float | None
     return moved.to(boxes.dtype), keep
 
 
-def _crop_masks(masks: Any, window: Window, flip: bool) -> Any:
-    masks = masks.crop(np.array(window))
-    return masks.flip("horizontal") if flip else masks
+def crop_masks(masks: Any, window: Window, flip: bool, size: tuple[int, int]) -> Any:
+    """mmdet's bitmaps or polygons in the window's coordinates; those padded beyond the image's ``size`` stay padded."""
+    out = masks.crop(np.array(window))
+    out = out.flip("horizontal") if flip else out
+    padded = (masks.height, masks.width)
+    return out if padded == tuple(size[:2]) else out.pad(padded)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 KD_PREFIX = "kd."
 _HOME, _STUDENT = "ikd.", "ikd.student."
@@ -35,6 +36,8 @@ def import_keys(state: Any, prefix: str, ikd: nn.Module) -> None:
     student = [k.removeprefix("student.") for k in own if k.startswith("student.")]
     losses = {k: v for k, v in own.items() if not k.startswith("student.")}
     missing = sorted(k for k in student if k not in names and not k.endswith("num_batches_tracked"))
+    if len(missing) == len([k for k in student if not k.endswith("num_batches_tracked")]):
+        raise ValueError(_nothing_fits(names, student, "the student"))
     if missing:
         raise ValueError(
             f"the checkpoint lacks {len(missing)} of the student's {len(student)} weights: {', '.join(missing[:8])}"
@@ -57,3 +60,27 @@ def import_keys(state: Any, prefix: str, ikd: nn.Module) -> None:
         state[prefix + home] = value
     for name in absent:
         state[f"{prefix}{_HOME}{name}"] = losses[name]
+
+
+def check_any_fits(model: nn.Module, state: Mapping[str, Any]) -> None:
+    """Raise if not one weight of a checkpoint fits a model: mmengine would log that and train from scratch.
+
+    A model whose own loading renames keys (mmdet's semi-supervised detectors) is asked by loading.
+    """
+    own = model.state_dict()
+    weights = {str(k).removeprefix("module."): v for k, v in state.items() if isinstance(v, Tensor)}
+    known = [name for name in weights if name in own]
+    fits = any(own[name].shape == weights[name].shape for name in known)
+    if not known and own and weights:
+        missing = set(model.load_state_dict(dict(weights), strict=False).missing_keys)
+        fits = any(key not in missing and not key.endswith("num_batches_tracked") for key in own)
+    if own and not fits:
+        raise ValueError(_nothing_fits(list(weights), list(own), f"the model, a {type(model).__name__}"))
+
+
+def _nothing_fits(names: list[str], own: list[str], what: str) -> str:
+    return (
+        f"load_from: nothing in the checkpoint fits {what}: it has {len(names)} keys, e.g. {', '.join(names[:3]) or 'none'}; expected "
+        f"{len(own)}, e.g. {', '.join(own[:3])}. Give a checkpoint of this detector, plain or distilled; the weights of a backbone "
+        "alone are named in the config, backbone=dict(init_cfg=dict(type='Pretrained', checkpoint='...'))"
+    )

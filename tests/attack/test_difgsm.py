@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ikd_fast import OnlineDIFGSM, PixelUnits
+from ikd_fast.kernels.reference.philox import stable_id
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
@@ -267,6 +268,73 @@ def test_half_precision_images_stay_half():
     assert float((out.images.float() - x.bfloat16().float()).abs().max()) <= 8.5
 
 
+def amp(dtype):
+    return torch.autocast("cpu", dtype=dtype or torch.bfloat16, enabled=dtype is not None)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 1.0])
+def test_small_gradients_survive_float16(momentum):
+    """A class loss over many boxes has input gradients that float16 rounds to zero."""
+    net, x = conv_net(), pixels() / 255
+
+    def victim(v, y):
+        return net(v).float().flatten(1).square().sum(1) * 1e-7
+
+    attack = OnlineDIFGSM("iterative", steps=1, momentum=momentum, diversity_prob=0, value_range=(0, 1))
+    full = attack(victim, x, image_ids=[0, 1], epoch=0)
+    with amp(torch.float16):
+        out = attack(victim, x, image_ids=[0, 1], epoch=0)
+    assert not bool(out.nonfinite.any())
+    assert out.gradient_evals == 1
+    # Ten bits of mantissa turn the sign of gradients that nearly cancel; unscaled, all but a few are zero.
+    assert float((out.delta.sign() == full.delta.sign()).float().mean()) > 0.98
+
+
+def test_a_gradient_that_overflows_by_the_scale_is_taken_with_less():
+    net, x = conv_net(), pixels() / 255
+    weights = torch.tensor([1.0, 4000.0])
+
+    def victim(v, y, weights=weights):
+        return net(v).flatten(1).float().sum(1) * weights
+
+    def crafted(victim):
+        with amp(torch.float16):
+            return attack(victim, x, image_ids=[0, 1], epoch=0)
+
+    attack = OnlineDIFGSM("iterative", steps=2, diversity_prob=0, value_range=(0, 1))
+    out, alone = crafted(victim), crafted(lambda v, y: victim(v, y, torch.ones(2)))
+    full = attack(victim, x, image_ids=[0, 1], epoch=0)
+    assert not bool(out.nonfinite.any())
+    assert (out.gradient_evals, alone.gradient_evals) == (6, 2)
+    assert torch.equal(out.delta[0], alone.delta[0])
+    assert float((out.delta.sign() == full.delta.sign()).float().mean()) > 0.98
+    # What overflows without a scale too is reported, and only there.
+    out = crafted(lambda v, y: victim(v, y, torch.tensor([1.0, 1e8])))
+    assert out.nonfinite.tolist() == [False, True]
+    assert torch.equal(out.delta[0], alone.delta[0])
+    assert not bool(out.delta[1].any())
+
+
+@pytest.mark.parametrize(
+    ("dtype", "images", "slope"),
+    [(None, torch.float32, 1), (None, torch.float64, 1), (None, torch.bfloat16, 1), (torch.bfloat16, torch.float32, 1),
+     (torch.float16, torch.float32, 2**15), (None, torch.float16, 2**15)],
+)  # fmt: skip
+def test_only_float16_is_scaled(dtype, images, slope):
+    """What the objective's value is given as gradient: one, as without any scaling, wherever float16 is not in it."""
+    seen, net = [], conv_net()
+
+    def victim(v, y):
+        value = net(v.float() / 255).float().flatten(1).square().sum(1)
+        value.register_hook(lambda g: seen.extend(g.tolist()))
+        return value
+
+    attack = OnlineDIFGSM("single", value_range=(0, 255))
+    with amp(dtype):
+        attack(victim, pixels().to(images), image_ids=[0, 1], epoch=0)
+    assert seen == [slope, slope]
+
+
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
@@ -306,6 +374,10 @@ def test_wrong_calls():
         attack(victim, x, image_ids=[0, 1], epoch=0, sizes=[(12, 14), (20, 14)])
     with pytest.raises(ValueError, match="does not depend on the images"):
         attack(lambda v, y: torch.zeros(2), x, image_ids=[0, 1], epoch=0)
+    weight = torch.ones(2, requires_grad=True)
+    for dtype in (torch.float32, torch.float16):  # both ways of taking the gradient
+        with pytest.raises(ValueError, match="does not depend on the images"):
+            attack(lambda v, y, d=dtype: (2 * weight).to(d), x, image_ids=[0, 1], epoch=0)
     with pytest.raises(ValueError, match=r"must be \[N\] = \[2\] or a scalar, got shape \[3\]"):
         attack(lambda v, y: v.sum().expand(3), x, image_ids=[0, 1], epoch=0)
 
@@ -334,3 +406,21 @@ def test_strengths_in_the_wrong_unit_are_pointed_out():
         ValueError, match=r"std=\(0.229, 0.224, 0.225\), which looks like 0..1; write them times 255"
     ):
         OnlineDIFGSM(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+
+
+def test_a_victim_that_draws_is_told_whose_draws_they_are():
+    """``keyed_cls_loss`` goes before ``cls_loss`` and gets seed, epoch, ids and the step, with the step's own view."""
+    seen = []
+
+    class Drawing:
+        def cls_loss(self, images, targets):
+            raise AssertionError("keyed_cls_loss goes first")
+
+        def keyed_cls_loss(self, batch):
+            seen.append((batch.seed, batch.epoch, list(batch.image_ids), batch.step, list(batch.sizes)))
+            assert batch.images.shape == batch.clean.shape
+            return batch.images.flatten(1).sum(1)
+
+    attack = OnlineDIFGSM("iterative", steps=3, seed=5, value_range=(0, 255))
+    attack(Drawing(), pixels(), image_ids=[7, "a"], epoch=4)
+    assert seen == [(5, 4, [7, stable_id("a")], step, [(12, 14)] * 2) for step in range(3)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -226,6 +227,49 @@ def test_moving_the_module_moves_the_teacher():
     assert not any("teacher.net" in name for name in ikd.state_dict())
 
 
+def test_a_moved_or_cast_copy_leaves_the_teacher_to_the_original():
+    ikd = make()
+    before, fingerprint = run(ikd), ikd.teacher.fingerprint()
+    for change in (lambda m: m.half(), lambda m: m.to("meta"), lambda m: copy.deepcopy(m).double()):
+        change(copy.deepcopy(ikd))
+        assert ikd.teacher.fingerprint() == fingerprint
+        assert {(p.dtype, p.device.type) for p in ikd.teacher.net.parameters()} == {(torch.float32, "cpu")}
+    torch.testing.assert_close(run(ikd).total, before.total)
+    # The original takes it along as ever, after having been copied too.
+    assert next(ikd.double().teacher.net.parameters()).dtype == torch.float64
+
+
+def test_a_copy_steps_while_it_has_its_teacher_and_says_so_when_it_has_not():
+    ikd = make(victim=lambda x, y: x.flatten(1).square().sum(1))
+    images, targets = batch()
+    twin = copy.deepcopy(ikd)
+    torch.testing.assert_close(run(twin).total, run(ikd).total)
+    for moved in (copy.deepcopy(ikd).double(), copy.deepcopy(copy.deepcopy(ikd).double())):
+        with pytest.raises(
+            RuntimeError, match=r"deep copy.*another dtype \(torch.float64, the teacher's is torch.float32\)"
+        ):
+            run(moved)
+    with pytest.raises(RuntimeError, match=r"device \(meta.*ikd.teacher.to\(device='meta'\)"):
+        copy.deepcopy(ikd).to("meta").craft(None)
+    ikd.double()
+    with pytest.raises(RuntimeError, match="another dtype"):
+        run(twin)
+    twin.double()
+    twin.step(images.double(), targets, image_ids=range(3), epoch=0).total.backward()
+
+
+def test_a_copy_that_was_pickled_has_its_own_teacher():
+    def plain():
+        return IKD(Net(), Net(), losses=[AdvFeatureLoss()], example=torch.zeros(1, 3, 64, 64))
+
+    twin = copy.deepcopy(plain())
+    # Lambdas cannot be pickled.
+    twin.call = twin.task_loss = twin.teacher.call = nn.Identity()
+    read = pickle.loads(pickle.dumps(twin)).double()
+    assert next(read.teacher.net.parameters()).dtype == torch.float64
+    assert next(twin.teacher.net.parameters()).dtype == torch.float32
+
+
 def test_teacher_of_another_normalisation_and_channel_order_sees_the_same_pixels():
     """A teacher that takes BGR, mean/std images gives the features of one that takes RGB 0..1."""
     torch.manual_seed(1)
@@ -328,14 +372,34 @@ class HalfStride(nn.Module):
 
 
 def test_pyramids_that_do_not_match():
-    with pytest.raises(ValueError, match=r"student has 2 levels \[\(16, 16\), \(8, 8\)\], teacher 3"):
+    with pytest.raises(ValueError, match=r"student has 2 levels of strides \[4, 8\], teacher 3 of strides"):
         make(teacher=Net(neck=ThreeLevels))
+    with pytest.raises(ValueError, match="student has 2 levels"):
+        make(teacher=Net(neck=ThreeLevels), adv_loss=AdvFeatureLoss(levels=[0, 2]))
     with pytest.raises(
         ValueError, match=r"level 0 is \(16, 16\) in the student and \(8, 8\).*match='resize'"
     ):
         make(teacher=Net(neck=HalfStride))
     out = run(make(teacher=Net(neck=HalfStride), match="resize"))
     assert bool(out.total.isfinite())
+
+
+def test_levels_choose_what_both_have():
+    """Two levels of three in the teacher: the value is that of the pair of maps they share, by hand."""
+    teacher = Net(neck=ThreeLevels)
+    ikd = make(
+        teacher=teacher,
+        losses=[AdvFeatureLoss(name="mimic", levels=[1])],
+        adv_loss=AdvFeatureLoss(levels=[0, 1]),
+        augment=None,
+        victim=lambda x, y: class_loss(teacher, x, y),
+    ).eval()
+    images, targets = batch()
+    out = ikd.step(images, targets, image_ids=range(3), epoch=0)
+    with torch.no_grad():
+        s, t = ikd.student.extract(images)[1], teacher.extract(images)[1]
+    torch.testing.assert_close(out.terms["kd/mimic"], (s - t).square().sum() / 3)
+    assert [k for k in out.logs if k.startswith("kd/adv.")] == ["kd/adv.0", "kd/adv.1"]
 
 
 def test_wrong_arguments_and_inputs():
