@@ -1,0 +1,8 @@
+# Table 1, Mask R-CNN: MGD. Paper: 42.3 COCO val box AP.
+_base_ = "../_base_/ikd_mask_rcnn.py"
+model = dict(
+    losses=[dict(type="MGDLoss", preset="mask_rcnn", source="neck.fpn_convs.{i}.conv")],
+    adv=None,
+    augment=None,
+    stop_at=None,
+)

@@ -1,0 +1,8 @@
+# Table 1, RetinaNet: MGD. Paper: 41.0 COCO val box AP.
+_base_ = "../_base_/ikd_retinanet.py"
+model = dict(
+    losses=[dict(type="MGDLoss", preset="retinanet", source="neck.fpn_convs.{i}.conv")],
+    adv=None,
+    augment=None,
+    stop_at=None,
+)

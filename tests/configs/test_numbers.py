@@ -1,0 +1,112 @@
+"""What the paper-scale configs say, against the paper's section 4 and the published configurations."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ikd_fast.losses import build_loss
+from ikd_fast.mmdet.distiller import build_attack
+from ikd_fast.mmdet.preprocessor import build_augment
+from ikd_fast.pixels import PixelUnits
+from tests.configs.reduced import IKD, distilled, family, load
+
+pytestmark = pytest.mark.configs
+
+# Family: (lr FGD, lr MGD), beta, levels of the adversarial branch, FGD's alpha, beta, gamma, lambda, MGD's alpha and ratio,
+# whether the student starts from the teacher's neck and head, whether masks are trained.
+PUBLISHED = {
+    "retinanet": ((0.01, 0.01), 1e-5, None, (1e-3, 5e-4, 5e-4, 5e-6), (2e-5, 0.65), True, False),
+    "reppoints": ((0.01, 0.02), 1e-5, None, (1.6e-3, 8e-4, 8e-4, 8e-6), (2e-5, 0.65), True, False),
+    "mask-rcnn": ((0.02, 0.02), 2.5e-7, (0, 1, 2, 3), (5e-5, 2.5e-5, 5e-5, 5e-7), (5e-7, 0.45), False, True),
+}
+BETAS = {"0.625e-7": 0.625e-7, "1.25e-7": 1.25e-7, "5e-7": 5e-7}
+# Table 2: which parts are on.
+PARTS = {
+    "fgd_noflip": "", "fgd_hfc_noflip": "noise", "fgd_crop_noflip": "crop", "fgd_crop-hfc_noflip": "crop noise",
+    "fgd_adv_noflip": "adv", "fgd_ikd_noflip": "crop noise adv",
+}  # fmt: skip
+
+
+def transforms(config) -> list[str]:
+    return [transform.type for transform in config.train_dataloader.dataset.pipeline]
+
+
+@pytest.mark.parametrize("name", IKD)
+def test_schedule_data_and_optimizer(name):
+    config = load(name)
+    lr_fgd, lr_mgd = PUBLISHED[family(name)][0]
+    assert config.train_cfg.max_epochs == 24
+    warmup, steps = config.param_scheduler
+    assert (warmup.type, warmup.start_factor, warmup.end, warmup.by_epoch) == ("LinearLR", 0.001, 500, False)
+    assert (steps.milestones, steps.gamma) == ([16, 22], 0.1)
+    assert config.train_dataloader.batch_size == 2
+    optimizer = config.optim_wrapper.optimizer
+    assert (optimizer.type, optimizer.momentum, optimizer.weight_decay) == ("SGD", 0.9, 1e-4)
+    if distilled(config):
+        assert optimizer.lr == (lr_mgd if "_mgd_" in name else lr_fgd)
+        assert config.optim_wrapper.clip_grad == dict(max_norm=35, norm_type=2)
+    assert ("RandomFlip" in transforms(config)) is ("noflip" not in name)
+    if "copypaste" not in name:
+        (loaded,) = [t for t in config.train_dataloader.dataset.pipeline if t.type == "LoadAnnotations"]
+        assert loaded.get("with_mask", False) is PUBLISHED[family(name)][6]
+
+
+@pytest.mark.parametrize("name", [name for name in IKD if "_r50_fgd" in name or "_r50_mgd" in name])
+def test_method(name):
+    model = load(name).model
+    _, beta, levels, fgd, mgd, init, _ = PUBLISHED[family(name)]
+    (loss,) = model.losses
+    assert loss.source == "neck.fpn_convs.{i}.conv"
+    built = build_loss(dict(loss))
+    if "_mgd_" in name:
+        assert (built.alpha, built.mask_ratio) == mgd
+    else:
+        assert (built.temperature, built.alpha, built.beta, built.gamma, built.lambda_) == (0.5, *fgd)
+    assert built.levels == levels
+    assert model.init_student is init
+    if model.adv is None:
+        assert "_ikd_" not in name
+    else:
+        assert "_ikd_" in name or "_adv_" in name
+        tag = [part for part in name.split("_") if part.startswith("beta")]
+        assert model.adv.beta == (BETAS[tag[0].removeprefix("beta")] if tag else beta)
+        assert model.adv.get("loss", {}).get("levels") == levels
+    active = not (model.adv is None and model.augment is None)
+    assert model.stop_at == (dict(epoch=16) if active else None)
+
+
+def test_the_attack_is_the_papers_when_iterative():
+    model = load("retinanet_x101-64x4d_r50_fgd_ikd_2x_coco").model
+    single = build_attack(model.adv.attack)
+    assert (single.mode, single.eps, single.steps) == ("single", 8, 1)
+    iterative = build_attack(model.adv.attack | dict(mode="iterative"))
+    assert (iterative.eps, iterative.steps, iterative.step_size, iterative.diversity_prob) == (8, 5, 2, 0.5)
+
+
+@pytest.mark.parametrize("parts", PARTS)
+def test_table_2_switches_its_parts_on(parts):
+    """Over 400 images of each kind: all with a large object are cropped, 30 % of the others get noise (4 sigma: 9 %)."""
+    model = load(f"retinanet_x101-64x4d_r50_{parts}_2x_coco").model
+    assert (model.adv is not None) is ("adv" in PARTS[parts])
+    augment = build_augment(model.augment, PixelUnits(value_range=(0, 255)))
+    if augment is None:
+        assert "crop" not in PARTS[parts]
+        assert "noise" not in PARTS[parts]
+        return
+    # Area 32^2 is large already; one below is small.
+    boxes = [torch.tensor([[0.0, 0.0, 32.0, 32.0 if i % 2 == 0 else 31.0]]) for i in range(800)]
+    plan = augment.plan(boxes, [(200, 300)] * 800, list(range(800)), 0)
+    cropped = (plan.window[:, 2:] - plan.window[:, :2] < torch.tensor([300, 200])).any(1)
+    noisy = plan.sigma > 0
+    assert not bool((cropped[1::2]).any())
+    assert not bool((noisy[::2]).any())
+    assert float(cropped[::2].float().mean()) == pytest.approx(
+        1.0 if "crop" in PARTS[parts] else 0.0, abs=0.01
+    )
+    assert float(noisy[1::2].float().mean()) == pytest.approx(
+        0.3 if "noise" in PARTS[parts] else 0.0, abs=0.09
+    )
+    if "crop" in PARTS[parts]:
+        sides = (plan.window[::2, 2:] - plan.window[::2, :2]) / torch.tensor([300, 200])
+        assert 0.8 - 1 / 200 <= float(sides.min()) <= float(sides.max()) <= 1.0
