@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -176,6 +177,66 @@ def export(
 
 
 @app.command()
+def init(
+    student: Annotated[
+        str, typer.Argument(help="The student's mmdet config: a file, or mmdet::folder/name.py.")
+    ],
+    teacher: Annotated[str, typer.Argument(help="The teacher's, in the same way.")],
+    checkpoint: Annotated[
+        str, typer.Argument(metavar="CKPT", help="The teacher's weights: a file or a URL.")
+    ],
+) -> None:
+    """Print the config that distils TEACHER into STUDENT: `ikd-fast init student.py teacher.py teacher.pth > ikd.py`."""
+    with _errors(Console(stderr=True)):
+        from ikd_fast.commands.init import run
+
+        run(student, teacher, checkpoint)
+
+
+@app.command(context_settings=EXTRA)
+def explain(
+    context: typer.Context,
+    config: Config,
+    size: Annotated[
+        tuple[int, int] | None,
+        typer.Option(metavar="H W", help="Image size after the loader. Default: what the pipeline says."),
+    ] = None,
+    no_weights: Annotated[
+        bool, typer.Option("--no-weights", help="Leave the teacher's checkpoint unread, and say so.")
+    ] = False,
+    ranks: Annotated[int, typer.Option(help="Processes that the run will have.")] = 1,
+    cfg_options: CfgOptions = None,
+    as_json: Json = False,
+) -> None:
+    """Print the distillation step of CONFIG as it resolves: who sees what, levels, shapes, weights, stop point."""
+    with _errors(Console(stderr=True)):
+        options = _options(context, cfg_options)
+        from ikd_fast.commands.explain import run
+
+        run(config, options=options, size=size, weights=not no_weights, ranks=ranks, as_json=as_json)
+
+
+@app.command(context_settings=EXTRA)
+def preview(
+    context: typer.Context,
+    config: Config,
+    out: Annotated[Path, typer.Option(help="The picture to write: .png or .jpg.")] = Path("preview.png"),
+    images: Annotated[int, typer.Option(help="Training images to draw.")] = 4,
+    sample: Annotated[int, typer.Option(help="Images whose annotations are counted.")] = 200,
+    seed: Annotated[int, typer.Option(help="Which images.")] = 0,
+    cfg_options: CfgOptions = None,
+    as_json: Json = False,
+) -> None:
+    """Draw training images of CONFIG as each branch sees them, and count branches, lost boxes and sizes."""
+    with _errors(Console(stderr=True)):
+        _calm_threads()
+        options = _options(context, cfg_options)
+        from ikd_fast.commands.preview import run
+
+        run(config, options=options, out=out, images=images, sample=sample, seed=seed, as_json=as_json)
+
+
+@app.command()
 def doctor(as_json: Json = False) -> None:
     """Say what is installed, what serves the mmcv operators, and what is missing and how to get it."""
     with _errors(Console(stderr=True)):
@@ -236,6 +297,8 @@ def _errors(console: Console, resume_hint: str = "") -> Iterator[None]:
 
 def main() -> None:
     """Entry point of ``ikd-fast``."""
+    # mmengine and imagecorruptions import it; nothing a user can do about it.
+    warnings.filterwarnings("ignore", message="pkg_resources is deprecated", category=UserWarning)
     app()
 
 

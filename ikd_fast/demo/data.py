@@ -19,8 +19,8 @@ from PIL import Image
 
 from ikd_fast.demo.errors import DemoError
 from ikd_fast.demo.fetch import PACKAGE, read_source
-from ikd_fast.demo.files import write_bytes, write_json
 from ikd_fast.demo.tiles import MIN_KEPT, Rect, clip_boxes, covering_tiles, disjoint_tiles, split_columns
+from ikd_fast.files import write_bytes, write_json
 
 TRAIN_IMAGES = ("2019_YELL_2_528000_4978000_image_crop2", "2019_YELL_2_541000_4977000_image_crop")
 TEST_IMAGES = ("OSBS_029", "SOAP_061")

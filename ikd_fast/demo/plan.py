@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ikd_fast.demo.errors import DemoError
-from ikd_fast.demo.files import write_json
+from ikd_fast.files import write_json
 
 DEFAULT_STEPS, QUICK_STEPS = 400, 8
 STUDENTS = {"alone": "student.py", "fgd": "fgd.py", "fgd_ikd": "fgd_ikd.py"}

@@ -15,7 +15,6 @@ from ikd_fast.demo.coco import Split, find_splits
 from ikd_fast.demo.data import prepare
 from ikd_fast.demo.errors import DemoError
 from ikd_fast.demo.evaluate import evaluate, load_model
-from ikd_fast.demo.files import write_json
 from ikd_fast.demo.plan import (
     DEFAULT_STEPS,
     QUICK_STEPS,
@@ -30,6 +29,7 @@ from ikd_fast.demo.quiet import quiet
 from ikd_fast.demo.report import Report
 from ikd_fast.demo.students import Student, student_result
 from ikd_fast.demo.teacher import SHIPPED, check_teacher, fingerprint, read_teacher, train_teacher, write_pth
+from ikd_fast.files import write_json
 
 
 @dataclass(frozen=True)

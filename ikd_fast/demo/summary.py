@@ -7,9 +7,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ikd_fast.demo.files import write_json
 from ikd_fast.demo.plan import Settings
 from ikd_fast.demo.seeds import Spread, spread
+from ikd_fast.files import write_json
 
 METRICS = ("AP", "AP50", "AP_S", "AP_M", "AP_L")
 Scores = dict[str, float | None]

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 import ikd_fast.mmdet  # noqa: F401  (makes mmdet importable without compiled operators)
-from ikd_fast.demo.files import write_bytes
 from ikd_fast.demo.quiet import quiet
+from ikd_fast.files import write_bytes
 
 from mmengine.config import Config
 from mmengine.hooks import Hook

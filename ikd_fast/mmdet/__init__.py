@@ -10,9 +10,12 @@ _activate()
 from .augment import AdaptiveFreqAugBatch, AdaptiveFreqAugTransform  # noqa: E402
 from .distiller import IKDDistiller  # noqa: E402
 from .hooks import IKDHook, install  # noqa: E402
+from .kornia_augment import KorniaBatchAugment  # noqa: E402
 from .preprocessor import IKDDetDataPreprocessor  # noqa: E402
 from .registry import KD_LOSSES  # noqa: E402
-from .transforms import KeyedRandomCrop  # noqa: E402
+from .resume import KeyedResumeHook  # noqa: E402
+from .sampler import KeyedSampler  # noqa: E402
+from .transforms import KeyedRandomCrop, KeyedRandomness  # noqa: E402
 from .victim import MMDetVictim  # noqa: E402
 
 install()
@@ -25,5 +28,9 @@ __all__ = [
     "IKDDistiller",
     "IKDHook",
     "KeyedRandomCrop",
+    "KeyedRandomness",
+    "KeyedResumeHook",
+    "KeyedSampler",
+    "KorniaBatchAugment",
     "MMDetVictim",
 ]

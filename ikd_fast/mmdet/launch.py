@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,16 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LAUNCHERS = ("none", "pytorch", "slurm", "mpi")
+BACKEND_PACKAGES = {
+    "AimVisBackend": "aim",
+    "ClearMLVisBackend": "clearml",
+    "DVCLiveVisBackend": "dvclive",
+    "MLflowVisBackend": "mlflow",
+    "NeptuneVisBackend": "neptune",
+    "TensorboardVisBackend": "tensorboard",
+    "WandbVisBackend": "wandb",
+}
+"""What mmengine's visualization back ends import."""
 
 
 def load_config(config: Path, *, work_dir: Path | None, options: Sequence[str], launcher: str) -> Any:
@@ -52,7 +63,24 @@ def load_config(config: Path, *, work_dir: Path | None, options: Sequence[str], 
 
 def train(cfg: Any, *, resume: bool = False) -> None:
     """Train ``cfg``; ``resume``: from the work directory's latest checkpoint, or from ``load_from`` where that is set."""
+    check_visualizer(cfg)
     _runner(cfg, resume=resume).train()
+
+
+def check_visualizer(cfg: Any) -> None:
+    """Raise if the visualizer writes to a back end whose package is missing: mmengine itself says so, but not where to change it.
+
+    Raises:
+        InputError: the back end, its package, and what to write instead.
+    """
+    for backend in (cfg.get("visualizer") or {}).get("vis_backends") or []:
+        kind = str(backend.get("type")).rpartition(".")[2] if isinstance(backend, Mapping) else ""
+        package = BACKEND_PACKAGES.get(kind)
+        if package is not None and importlib.util.find_spec(package) is None:
+            raise InputError(
+                f"visualizer.vis_backends names {kind}, and {package} is not installed; pip install {package}, or write without it: "
+                "visualizer = dict(vis_backends=[dict(type='LocalVisBackend')])"
+            )
 
 
 def test(cfg: Any, checkpoint: Path) -> dict[str, Any]:

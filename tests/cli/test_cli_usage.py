@@ -32,7 +32,7 @@ def test_help_is_quick_and_imports_no_torch() -> None:
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.splitlines()[-1] == "exit 0 False False"
     assert time.perf_counter() - started < 10  # about 0.6 s on an idle machine
-    for command in ("demo", "train", "test", "export", "doctor"):
+    for command in ("demo", "train", "test", "export", "init", "explain", "preview", "doctor"):
         assert f" {command} " in out
 
 

@@ -13,10 +13,10 @@ from PIL import Image
 from ikd_fast.demo import configs
 from ikd_fast.demo.coco import Split
 from ikd_fast.demo.evaluate import load_model
-from ikd_fast.demo.pictures.canvas import FOUND, MISSED, WRONG, draw_boxes, figure, save, show
 from ikd_fast.demo.plan import STUDENTS, TITLES
 from ikd_fast.demo.quiet import quiet
 from ikd_fast.distill.teacher import read_weights
+from ikd_fast.pictures.canvas import FOUND, MISSED, WRONG, draw_boxes, figure, save, show
 
 from mmdet.registry import DATASETS
 from mmengine.dataset import pseudo_collate

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from ikd_fast.demo.pictures.canvas import COLOURS, figure, save
+from ikd_fast.demo.pictures.colours import COLOURS
 from ikd_fast.demo.plan import TITLES
 from ikd_fast.demo.seeds import spread
 from ikd_fast.demo.summary import gather
+from ikd_fast.pictures.canvas import figure, save
 
 
 def draw_seeds(path: Path, results: dict[int, dict[str, Any]]) -> Path:

@@ -12,9 +12,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from ikd_fast.demo.files import write_bytes
+from ikd_fast.files import write_bytes
 
-COLOURS = {"teacher": "#000000", "alone": "#0072B2", "fgd": "#E69F00", "fgd_ikd": "#009E73"}
 FOUND, WRONG, MISSED, TRUTH = "#00E5A0", "#FF5A36", "#FFE100", "#FFFFFF"
 
 
@@ -26,8 +25,12 @@ def figure(width: float, height: float) -> Figure:
 
 
 def save(fig: Figure, path: Path, dpi: int = 110) -> Path:
+    """Write ``fig`` whole: a PNG, or a JPEG where the name says ``.jpg``."""
     buffer = io.BytesIO()
-    fig.savefig(buffer, format="png", dpi=dpi)
+    if path.suffix.lower() in (".jpg", ".jpeg"):
+        fig.savefig(buffer, format="jpeg", dpi=dpi, pil_kwargs={"quality": 65, "optimize": True})
+    else:
+        fig.savefig(buffer, format="png", dpi=dpi)
     write_bytes(path, buffer.getvalue())
     return path
 
