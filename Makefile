@@ -13,11 +13,11 @@ RESULT := build/bench/raw.json
 TYPED := build/typed
 OLD_TRITON := $(CURDIR)/build/triton-oldest
 OLD_READY := $(OLD_TRITON)/.ready-$(shell cksum < requirements/oldest/triton.txt | cut -d ' ' -f 1)
-CODE := ikd_fast kernels configs tests benchmarks setup.py
+CODE := ikd_fast kernels configs docs/examples tests benchmarks setup.py
 WORDS := $(CODE) docs .ci requirements Makefile pyproject.toml $(wildcard *.md *.cff)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test kernels lint bench bench-save demo quick-demo clean
+.PHONY: help venv test configs distributed kernels lint bench bench-save demo quick-demo clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -35,8 +35,14 @@ $(READY):
 	@$(PIP) --quiet --no-deps --no-build-isolation --editable .
 	@rm -f $(VENV)/.ready-* && touch $@
 
-test: $(READY)  ## the whole test suite
-	$(BIN)/pytest -q --durations=15
+test: $(READY)  ## the test suite, but for the two below
+	$(BIN)/pytest -q --durations=15 -m "not configs and not distributed"
+
+configs: $(READY)  ## every paper-scale config builds and makes a step at reduced size
+	$(BIN)/pytest -q --durations=10 tests/configs
+
+distributed: $(READY)  ## two processes, resuming, loader workers
+	$(BIN)/pytest -q --durations=10 tests/distributed
 
 $(OLD_READY): | $(READY)
 	@echo "$(OLD_TRITON): the oldest supported triton"

@@ -26,6 +26,8 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ.setdefault("TRITON_INTERPRET", "1")
     torch.set_num_threads(min(THREADS, torch.get_num_threads()))
     config.addinivalue_line("markers", "slow: takes more than a few seconds (still part of `make test`)")
+    config.addinivalue_line("markers", "configs: a step of every paper-scale config (`make configs`)")
+    config.addinivalue_line("markers", "distributed: starts several processes (`make distributed`)")
 
 
 @pytest.fixture(scope="session")

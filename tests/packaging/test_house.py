@@ -28,9 +28,12 @@ def test_one_version(repo_root: Path) -> None:
 
 def test_ci_runs_the_commands_of_the_readme(repo_root: Path) -> None:
     made = re.findall(r"^section (make [a-z-]+)$", (repo_root / ".ci" / "run").read_text(), re.M)
-    assert made[-4:] == ["make test", "make kernels", "make lint", "make quick-demo"]
+    commands = "make test, make configs, make distributed, make kernels, make lint, make quick-demo".split(
+        ", "
+    )
+    assert made == ["make venv", *commands]
     readme = (repo_root / "README.md").read_text()
-    missing = [command for command in ["make demo", *made[-4:]] if command not in readme]
+    missing = [command for command in ["make demo", *commands] if command not in readme]
     assert not missing, f"the README does not name {missing}"
 
 
@@ -40,7 +43,9 @@ def test_ci_script_is_executable_and_parses(repo_root: Path) -> None:
     subprocess.run(["bash", "-n", script], check=True)
 
 
-@pytest.mark.parametrize("target", ["demo", "quick-demo", "test", "kernels", "lint", "bench"])
+@pytest.mark.parametrize(
+    "target", ["demo", "quick-demo", "test", "configs", "distributed", "kernels", "lint", "bench"]
+)
 def test_every_target_makes_the_environment_first(repo_root: Path, tmp_path: Path, target: str) -> None:
     """With no `.venv`, the plan of each target starts by making one and pins torch before the rest; mmcv is never built."""
     done = subprocess.run(
