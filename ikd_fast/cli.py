@@ -160,7 +160,12 @@ def export(
     checkpoint: Annotated[
         Path, typer.Argument(exists=True, dir_okay=False, help="A training checkpoint (epoch_N.pth).")
     ],
-    out: Annotated[Path, typer.Argument(help="The plain student: .pth or .safetensors.")],
+    out: Annotated[
+        Path,
+        typer.Argument(
+            help="The plain student: .pth (for `test`), or .safetensors (a teacher_ckpt, other frameworks)."
+        ),
+    ],
     as_json: Json = False,
 ) -> None:
     """Write the student of CHECKPOINT without loss modules, optimizer and logs."""

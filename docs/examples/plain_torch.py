@@ -137,6 +137,7 @@ def train(
         ikd.load_state_dict(state["ikd"])
         optimizer.load_state_dict(state["optimizer"])
         start, history = state["epoch"], state["history"]
+        print(f"{checkpoint}: {start} epochs done, {max(0, epochs - start)} to go")
     for epoch in range(start, epochs):
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(epoch)).tolist()
         for first in range(0, len(order), batch):

@@ -16,12 +16,18 @@ from typing import Any
 import torch
 from scenes import COLOURS, scenes
 from torch import Tensor, nn
-from torchvision.models.detection import FCOS, RetinaNet
-from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
-from torchvision.models.detection.image_list import ImageList
-from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from ikd_fast import IKD, AdaptiveFreqAug, FGDLoss, OnlineDIFGSM, PixelUnits
+
+try:
+    from torchvision.models.detection import FCOS, RetinaNet
+    from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+    from torchvision.models.detection.image_list import ImageList
+    from torchvision.ops.feature_pyramid_network import LastLevelP6P7
+except ImportError as error:
+    raise ImportError(
+        f"this example needs a torchvision that was built for this torch ({error}); write pip install torchvision"
+    ) from error
 
 # image_mean and image_std of the detectors, in grey levels
 UNITS = PixelUnits(

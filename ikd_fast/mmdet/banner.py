@@ -139,7 +139,18 @@ def stop(facts: Mapping[str, Any]) -> str:
     iteration = "?" if found["iter"] is None else str(found["iter"])
     epochs = f" of {run['max_epochs']}" if run.get("max_epochs") else ""
     iters = f" of {run['max_iters']}" if run.get("max_iters") else ""
-    return f"augmentation and adversarial branch off from epoch {epoch}{epochs}, iteration {iteration}{iters} (stop_at={found['rule']})"
+    text = f"augmentation and adversarial branch off from epoch {epoch}{epochs}, iteration {iteration}{iters} (stop_at={found['rule']})"
+    return f"{text}: NEVER REACHED in this run, they stay on to its end" if never_stops(found, run) else text
+
+
+def never_stops(found: Mapping[str, Any], run: Mapping[str, Any]) -> bool:
+    """Whether a stop point lies at or beyond the end of the run.
+
+    >>> never_stops(dict(epoch=16, iter=None), dict(max_epochs=12)), never_stops(dict(epoch=8, iter=None), dict(max_epochs=12))
+    (True, False)
+    """
+    pairs = ((found.get("epoch"), run.get("max_epochs")), (found.get("iter"), run.get("max_iters")))
+    return any(at is not None and end and at >= end for at, end in pairs)
 
 
 def batch(run: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from mmdet.registry import DATASETS
 from mmengine.logging import print_log
 
 Names = tuple[str, ...]
@@ -50,6 +51,23 @@ def names_of_data(dataset: Any) -> list[Names]:
     return [names for names in map(names_of, parts) if names is not None]
 
 
+def names_of_config(dataset: Any) -> Names | None:
+    """The class names that a data set's config gives it, without building it: its ``metainfo``, else its class's own."""
+    while isinstance(dataset, Mapping) and "metainfo" not in dataset:
+        inner = dataset.get("dataset") or next(iter(dataset.get("datasets") or ()), None)
+        if inner is None:
+            break
+        dataset = inner
+    if not isinstance(dataset, Mapping):
+        return None
+    named = names_of(dataset.get("metainfo"))
+    if named is not None or isinstance(dataset.get("metainfo"), str):
+        return named
+    kind = dataset.get("type")
+    kind = DATASETS.get(kind) if isinstance(kind, str) else kind
+    return names_of(getattr(kind, "METAINFO", None))
+
+
 def check_counts(student: int | None, teacher: int | None, names: Names | None) -> None:
     """Raise where the teacher has fewer classes than the student; where it has more, say so unless names tell which they are."""
     if student is None or teacher is None:
@@ -79,26 +97,33 @@ def check_names(teacher: Names | None, dataset: Any, *, attacked: bool) -> None:
     if teacher is None or not attacked:
         return
     for data in names_of_data(dataset):
-        differ = differing(teacher, data)
-        if not differ:
-            continue
-        shown = "; ".join(
-            f"{i}: {data[i]!r} in the data set, {repr(teacher[i]) if i < len(teacher) else 'none'} in the teacher's checkpoint"
-            for i in differ[:3]
-        )
-        first = teacher[: len(data)]
-        reordered = sorted(map(_plain, data)) == sorted(map(_plain, first))
-        remedy = (
-            f"write metainfo=dict(classes={first!r:.200}) in every data set (labels follow it)"
-            if reordered
-            else "use a teacher of the data set's classes in their order"
-        )
-        raise ValueError(
-            f"class names differ at {len(differ)} of {len(data)} positions, first {shown}. Objective 'cls' attacks the teacher's "
-            f"classification of class id k, which must mean the same in both: {remedy}, or write attack=dict(type='OnlineDIFGSM', "
-            "objective='feature'), which needs no classes. Other words for the same classes: save the teacher's state_dict alone, "
-            "without names to compare"
-        )
+        problem = mismatch(teacher, data)
+        if problem is not None:
+            raise ValueError(problem)
+
+
+def mismatch(teacher: Names, data: Names) -> str | None:
+    """Where the data set's names are not the first of the teacher's, and what to write; None where they are."""
+    differ = differing(teacher, data)
+    if not differ:
+        return None
+    shown = "; ".join(
+        f"{i}: {data[i]!r} in the data set, {repr(teacher[i]) if i < len(teacher) else 'none'} in the teacher's checkpoint"
+        for i in differ[:3]
+    )
+    first = teacher[: len(data)]
+    reordered = sorted(map(_plain, data)) == sorted(map(_plain, first))
+    remedy = (
+        f"write metainfo=dict(classes={first!r:.200}) in every data set (labels follow it)"
+        if reordered
+        else "use a teacher of the data set's classes in their order"
+    )
+    return (
+        f"class names differ at {len(differ)} of {len(data)} positions, first {shown}. Objective 'cls' attacks the teacher's "
+        f"classification of class id k, which must mean the same in both: {remedy}, or write attack=dict(type='OnlineDIFGSM', "
+        "objective='feature'), which needs no classes. Other words for the same classes: save the teacher's state_dict alone, "
+        "without names to compare"
+    )
 
 
 def check_training(model: nn.Module, dataset: Any) -> None:

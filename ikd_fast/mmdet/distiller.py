@@ -76,7 +76,13 @@ class IKDDistiller(BaseModel):
         seed: int = 0,
         allow_random_teacher: bool = False,
         init_cfg: Any = None,
+        data_preprocessor: Any = None,
     ) -> None:
+        if data_preprocessor is not None:
+            raise TypeError(
+                "IKDDistiller takes the student's data_preprocessor: write it (batch_augments, mean, std, ...) in the student, "
+                "student=dict(..., data_preprocessor=dict(...)), e.g. in the student's own config"
+            )
         student_cfg, teacher_cfg = (
             plain_model("student", student),
             plain_model("teacher_config", teacher_config),

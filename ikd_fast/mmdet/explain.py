@@ -12,6 +12,7 @@ from mmdet.registry import DATASETS, MODELS
 from mmengine.registry import init_default_scope
 
 from . import banner
+from .classes import names_of_config
 from .errors import InputError
 from .facts import collect, run_facts
 from .pipeline_checks import pipeline_of
@@ -140,6 +141,7 @@ def run_of(cfg: Any, *, ranks: int = 1) -> dict[str, Any]:
         epoch_iters=epoch_iters,
         max_epochs=max_epochs,
         max_iters=total,
+        class_names=names_of_config(_dataset(cfg)),
     )
 
 
@@ -226,12 +228,13 @@ def render(facts: Mapping[str, Any]) -> str:
         "",
     ]
     lines += ["Images", f"  x       from the loader: {' -> '.join(facts['pipeline']) or 'no pipeline'}"]
+    batch = f"batch_augments {', '.join(facts['batch_augments'])}" if facts["batch_augments"] else ""
     if augment:
-        lines.append("  x_geo   x after the adaptive crop (and flip)")
+        lines.append(f"  x_geo   x after the adaptive crop (and flip){f', then {batch}' if batch else ''}")
         lines.append("  x_data  x_geo + noise")
         lines.append(f"          {banner.augment(augment)}")
-    if facts["batch_augments"]:
-        lines.append(f"          then, on the batch: {', '.join(facts['batch_augments'])} (batch_augments)")
+    elif batch:
+        lines.append(f"          then {batch}")
     if adversarial:
         attack = adversarial["attack"]
         lines.append(
@@ -260,6 +263,8 @@ def render(facts: Mapping[str, Any]) -> str:
     lines += ["", "Nets"]
     lines.append(f"  student  {banner.net(facts['student'])}, {banner.units(facts['pixels']['student'])}")
     lines.append(f"  teacher  {banner.net(teacher)}, {_weights(teacher)}")
+    if teacher["class_names"]:
+        lines.append(f"  classes  {banner.classes(teacher['class_names'], facts['run'].get('class_names'))}")
     lines.append(f"  pixels   {banner.pixels(facts['pixels'])}")
     if facts["init_student"]:
         lines.append("  start    the student's neck and head begin with the teacher's weights (init_student)")

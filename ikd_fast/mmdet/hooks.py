@@ -21,6 +21,7 @@ from .sampler import attach
 from .state import check_any_fits
 
 KD_STATE = "kd_state_dict"
+OURS = tuple(f"train/{name}/" for name in ("loss_kd", "kd", "share", "aug", "attack"))
 
 
 @HOOKS.register_module()
@@ -63,6 +64,11 @@ class IKDHook(Hook):
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
+        if getattr(_model(runner), "keeps_kd_state", False) and outputs is not None:
+            # mmengine goes on logging the last value of a key that is not given any more, as those of a branch that is over.
+            scalars = runner.message_hub.log_scalars
+            for key in [k for k in scalars if k.startswith(OURS) and k.removeprefix("train/") not in outputs]:
+                del scalars[key]
         # An iteration-based loop has one "epoch": the loader follows the sampler's passes. The next batch is read next; with
         # loader workers, samples prefetched across the border of a pass have the last one's key, unless a KeyedSampler gave theirs.
         if not _by_epoch(runner) and self._epoch(runner, runner.iter + 1) != self._told:

@@ -21,10 +21,11 @@ from .build import (
     model_config,
     num_classes,
     preprocessor_facts,
-    read_checkpoint,
+    read_named,
     resolve_path,
     without_init,
 )
+from .classes import Names, mismatch, names_of_config
 from .config_text import beside, code, relative
 from .distiller import lift_preprocessor
 from .errors import InputError
@@ -88,7 +89,7 @@ def draft(student: str, teacher: str, checkpoint: str) -> Draft:
     _check_pyramids(s, t, levels, found)
     _check_classes(s, t, found)
     _check_preprocessor(s, found)
-    _check_weights(t, checkpoint, found)
+    _check_weights(t, checkpoint, names_of_config((cfg.get("train_dataloader") or {}).get("dataset")), found)
 
     loss: dict[str, Any] = dict(type="FGDLoss", preset=preset)
     if type(s.net) in (RetinaNet, RepPointsDetector, MaskRCNN) and _has_tap(s.net) and _has_tap(t.net):
@@ -237,17 +238,22 @@ def _check_preprocessor(s: _Side, found: Draft) -> None:
         found.problems.append(str(error))
 
 
-def _check_weights(t: _Side, checkpoint: str, found: Draft) -> None:
+def _check_weights(t: _Side, checkpoint: str, data: Names | None, found: Draft) -> None:
     if "://" in checkpoint:
         found.notes.append(
             f"{checkpoint} was not looked at: training fetches it and wants every weight of the teacher in it"
         )
         return
     try:
-        loaded = load_strict(t.net, read_checkpoint(resolve_path(checkpoint, "assets")))
+        named = read_named(resolve_path(checkpoint, "assets"))
+        loaded = load_strict(t.net, named.weights)
         found.notes.append(f"{loaded.loaded} of {loaded.total} weights of the teacher are in {checkpoint}")
     except (ValueError, TypeError) as error:
         found.problems.append(f"{checkpoint}: {error}")
+        return
+    problem = mismatch(named.classes, data) if named.classes and data else None
+    if problem is not None:
+        found.problems.append(problem)
 
 
 def _has_tap(net: nn.Module) -> bool:

@@ -41,6 +41,16 @@ def load_config(config: Path, *, work_dir: Path | None, options: Sequence[str], 
 
     if launcher not in LAUNCHERS:
         raise InputError(f"--launcher must be one of {list(LAUNCHERS)}, got {launcher!r}", usage=True)
+    if (
+        launcher == "none"
+        and "TORCHELASTIC_RUN_ID" in os.environ
+        and int(os.environ.get("WORLD_SIZE", 1)) > 1
+    ):
+        raise InputError(
+            f"torchrun started {os.environ['WORLD_SIZE']} processes, and --launcher none makes each a run of its own in one work "
+            "directory: write --launcher pytorch",
+            usage=True,
+        )
     parsed = {}
     for option in options:
         key, equals, value = option.partition("=")

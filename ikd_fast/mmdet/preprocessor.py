@@ -19,6 +19,7 @@ from mmengine.model import ImgDataPreprocessor
 
 from .progress import Progress
 from .samples import box_tensor, crop_sample, image_key
+from .settings import check_parameters
 
 
 class _OnePass(ImgDataPreprocessor):
@@ -209,6 +210,7 @@ def build_augment(
         kwargs.update(value_range=units.value_range) if units.value_range else kwargs.update(
             mean=units.mean, std=units.std
         )
+    check_parameters(AdaptiveFreqAug, kwargs, "augment")
     return AdaptiveFreqAug(**kwargs)
 
 

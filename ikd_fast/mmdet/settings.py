@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -89,7 +91,20 @@ def build_attack(config: OnlineDIFGSM | Mapping[str, Any], seed: int = 0) -> Onl
     kind = config.pop("type", "OnlineDIFGSM")
     if kind not in ("OnlineDIFGSM", OnlineDIFGSM):
         raise ValueError(f"adv.attack must be dict(type='OnlineDIFGSM', ...), got type={kind!r}")
+    check_parameters(OnlineDIFGSM, config, "adv.attack")
     return OnlineDIFGSM(**{"seed": seed, **config})
+
+
+def check_parameters(kind: type, given: Mapping[str, Any], where: str) -> None:
+    """Raise where a config names a parameter that ``kind`` does not have, with the nearest and all it has."""
+    valid = [name for name in inspect.signature(kind).parameters if name != "self"]
+    for name in given:
+        if name not in valid:
+            near = difflib.get_close_matches(str(name), valid, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise TypeError(
+                f"{where}: {kind.__name__} has no parameter {name!r}; {hint}It has {', '.join(valid)}"
+            )
 
 
 def forward_for(sources: Sequence[Any]) -> Callable[[nn.Module, Tensor], Any]:

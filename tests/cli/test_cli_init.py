@@ -163,6 +163,22 @@ def test_fewer_classes_more_classes_and_other_weights(tmp_path, monkeypatch, ikd
     assert "was not looked at" in result.stderr
 
 
+def test_classes_in_another_order(tmp_path, monkeypatch, ikd) -> None:
+    from ikd_fast.mmdet.build import build_detector
+
+    monkeypatch.chdir(tmp_path)
+    s, t = sides(tmp_path, retinanet(classes=2), retinanet(12, classes=2))
+    text = (tmp_path / s).read_text()
+    data = "train_dataloader = dict(dataset=dict(type='RepeatDataset', dataset=dict(metainfo=dict(classes=('square', 'disc')))))"
+    (tmp_path / s).write_text(f"{text}\n{data}\n")
+    weights = build_detector(retinanet(12, classes=2)).state_dict()
+    for names, code in ((("Square", "disc"), 0), (("disc", "square"), 1)):
+        torch.save(dict(state_dict=weights, meta=dict(dataset_meta=dict(classes=names))), tmp_path / "t.pth")
+        result = ikd("init", s, t, "t.pth")
+        assert result.exit_code == code
+        assert ("class names differ at 2 of 2 positions" in one_line(result.stderr)) == bool(code)
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [

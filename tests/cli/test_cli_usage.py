@@ -117,6 +117,16 @@ def test_settings_must_be_key_value(ikd, tmp_path: Path) -> None:
     assert "'none', 'pytorch', 'slurm', 'mpi'" in " ".join(result.stderr.split())
 
 
+def test_torchrun_without_a_launcher(ikd, tmp_path: Path, monkeypatch) -> None:
+    config = tmp_path / "c.py"
+    config.write_text("model = dict(type='RetinaNet')\n")
+    for name, value in dict(TORCHELASTIC_RUN_ID="none", WORLD_SIZE="2", RANK="0", LOCAL_RANK="0").items():
+        monkeypatch.setenv(name, value)
+    result = ikd("train", config)
+    assert result.exit_code == 2
+    assert "torchrun started 2 processes" in " ".join(result.stderr.split())
+
+
 def test_cfg_options_take_mmdets_form(tmp_path: Path) -> None:
     from ikd_fast.mmdet.launch import load_config
 

@@ -11,6 +11,7 @@ import torch
 
 import ikd_fast.mmdet  # noqa: F401
 from ikd_fast.distill import StopAt
+from ikd_fast.mmdet import banner
 from ikd_fast.mmdet.banner import render
 from ikd_fast.mmdet.build import build_detector
 from ikd_fast.mmdet.facts import collect, map_shapes, stop_point
@@ -166,3 +167,18 @@ def test_stop_points(rule, length, expected) -> None:
         stop = StopAt(rule, total_steps=total)
         active = [stop.active(epoch=int(i / pass_), step=i) for i in (found["iter"] - 1, found["iter"])]
         assert active == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("rule", "length", "never"),
+    [
+        (dict(epoch=16), dict(max_epochs=12), True),
+        (dict(epoch=8), dict(max_epochs=12), False),
+        (dict(iter=100), dict(max_iters=100), True),
+        (0.667, dict(max_epochs=24), False),
+        (None, dict(max_epochs=24), False),
+    ],
+)
+def test_a_stop_point_that_is_never_reached_is_said(rule, length, never) -> None:
+    facts = dict(stop=stop_point(StopAt(rule), **length), run=length, augment={}, adversarial=None)
+    assert ("NEVER REACHED" in banner.stop(facts)) == never

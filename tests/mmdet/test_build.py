@@ -190,6 +190,15 @@ def test_one_loss_needs_no_list():
         (dict(adv=dict(betta=1)), r"adv takes beta, attack and loss, got also \['betta'\]"),
         (dict(augment=True), r"augment must be dict\(type='AdaptiveFreqAug', ...\) or None, got True"),
         (dict(augment="AdaptiveFreqAug"), "augment must be dict.*got 'AdaptiveFreqAug'"),
+        (
+            dict(adv=dict(attack=dict(mod="single"))),
+            "adv.attack: OnlineDIFGSM has no.*'mod'; did you mean 'mode'",
+        ),
+        (
+            dict(augment=dict(crop_probb=0)),
+            "augment: AdaptiveFreqAug has no.*'crop_probb'; did you mean 'crop_prob'",
+        ),
+        (dict(data_preprocessor=dict(batch_augments=[])), "write it .* in the student"),
     ],
 )
 def test_values_of_another_kind(changes, expected):

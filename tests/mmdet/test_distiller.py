@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
@@ -149,6 +151,14 @@ def test_stop_at_inside_a_run(coco_root, tmp_path):
     _, logs = run(with_ikd(stock_config(coco_root), stop_at=dict(epoch=1)), tmp_path)
     assert ["loss_kd/adv" in log for log in logs] == [True] * 3 + [False] * 3
     assert ["aug/crop_frac" in log for log in logs] == [True] * 3 + [False] * 3
+    # What is written is what was: mmengine by itself repeats the last value of a key that is gone.
+    (scalars,) = tmp_path.glob("*/vis_data/scalars.json")
+    written = [line for line in map(json.loads, scalars.read_text().splitlines()) if "loss" in line]
+    assert ["attack/linf" in line for line in written] == [True] * 3 + [False] * 3
+    for line in written:
+        shares = sum(v for k, v in line.items() if k.startswith("share/"))
+        assert shares == pytest.approx(1, abs=1e-5)
+    assert not any(k.startswith(("aug/", "kd/adv", "loss_kd/adv")) for k in written[-1])
     _, logs = run(with_ikd(stock_config(coco_root), stop_at=0.5), tmp_path / "fraction")
     assert ["loss_kd/adv" in log for log in logs] == [True] * 3 + [False] * 3
 
