@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +10,8 @@ import kornia.augmentation as K
 import torch
 from torch import Tensor, nn
 
-from ikd_fast.kernels.reference.philox import stable_id
+from ikd_fast.generators import keyed_generators
+from ikd_fast.kernels.reference.philox import Stream, stable_id
 from ikd_fast.kernels.reference.precision import no_autocast
 
 from .build import build_augmentations, geometric_only
@@ -100,7 +100,8 @@ class KeyedSequential:
         corners = _corners(boxes.to(dtype) - HALF)[None]
         layers = [] if masks is None or len(masks) == 0 else [masks[None]]
         container = self._masked if layers else self._plain
-        with keyed_generators(stable_id("kornia", self.seed, int(epoch), int(image_id)), image.device):
+        key = stable_id(int(image_id))
+        with keyed_generators(self.seed, key, int(epoch), stream=Stream.KORNIA, device=image.device):
             out = container(work[None], corners, *layers)
         drawn = _drawn(container)
         if not drawn:
@@ -116,22 +117,6 @@ class KeyedSequential:
             changed=True,
             moved=moved,
         )
-
-
-@contextmanager
-def keyed_generators(seed: int, device: torch.device) -> Iterator[None]:
-    """Torch's global generators of the CPU and of ``device`` seeded inside, and as before afterwards."""
-    on_device = device.type != "cpu"
-    module = torch.get_device_module(device) if on_device else None
-    index = module.current_device() if module is not None and device.index is None else device.index
-    with torch.random.fork_rng(
-        devices=[index] if on_device else [], device_type=device.type if on_device else "cuda"
-    ):
-        torch.default_generator.manual_seed(seed)
-        if module is not None:
-            with module.device(index):
-                module.manual_seed(seed)
-        yield
 
 
 def _drawn(container: Any) -> list[nn.Module]:

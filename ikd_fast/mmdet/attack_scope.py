@@ -15,11 +15,10 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from ikd_fast.generators import keyed_generators
 from ikd_fast.kernels.reference.philox import Stream
 
 from mmdet.models.task_modules.samplers import BaseSampler, MaskPseudoSampler, PseudoSampler
-
-from .generators import keyed_generators
 
 COLLECTIVES = (
     "all_reduce all_gather all_gather_into_tensor all_gather_object all_to_all all_to_all_single barrier broadcast "

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Sampler
 
+from ikd_fast.generators import keyed_generators
 from ikd_fast.kernels.reference.philox import Stream, philox4x32_blocks
 
 from mmdet.registry import DATA_SAMPLERS
 from mmengine.dist import get_dist_info, sync_random_seed
 
-from .generators import keyed_generators
 from .progress import sample_epoch
 
 

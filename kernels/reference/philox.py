@@ -49,6 +49,7 @@ class Stream(IntEnum):
     ORDER = 10
     GENERATORS = 11
     VICTIM = 12
+    KORNIA = 13
 
 
 def stable_id(*parts: str | int) -> int:

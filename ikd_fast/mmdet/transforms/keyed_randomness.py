@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ikd_fast.mmdet.generators import keyed_generators
+from ikd_fast.generators import keyed_generators
 from ikd_fast.mmdet.progress import SharedEpoch
 from ikd_fast.mmdet.samples import image_key
 
