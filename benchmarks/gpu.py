@@ -14,15 +14,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
 
 SECONDS = 465.0
-TEST_SECONDS, STEP_SECONDS = 170.0, 100.0
+TEST_SECONDS, STEP_SECONDS = 170.0, 120.0
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -44,27 +42,6 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     if not arguments.seconds > 0:
         parser.error(f"--seconds must be above 0, got {arguments.seconds:g}")
     return arguments
-
-
-def _commit(given: str | None) -> dict[str, Any]:
-    def git(*args: str) -> str:
-        done = subprocess.run(["git", *args], capture_output=True, text=True, cwd=Path(__file__).parent)
-        return done.stdout.strip() if done.returncode == 0 else ""
-
-    try:
-        found = git("rev-parse", "HEAD")
-        return {"id": given or found or "unknown", "dirty": bool(git("status", "--porcelain"))}
-    except OSError:
-        return {"id": given or "unknown", "dirty": False}
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else "unknown"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -90,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from benchmarks.device.output import markdown, smoke_marked
     from benchmarks.device.run import Limits, run_all
-    from benchmarks.machine import machine, versions
+    from benchmarks.machine import commit, machine, processor, versions
     from benchmarks.schema import VERSION, validate
 
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -102,9 +79,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     result = {
         "schema": VERSION,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "machine": machine(_processor()),
+        "machine": machine(processor()),
         "versions": {"ikd_fast": "unknown", **versions(), "cuda": str(torch.version.cuda)},
-        "commit": _commit(arguments.commit),
+        "commit": commit(arguments.commit),
         "benchmarks": found.rows,
         "skipped": found.skipped,
     }

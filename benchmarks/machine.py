@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import platform
 import re
+import subprocess
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 PACKAGES = [
@@ -54,6 +56,30 @@ def machine(cpu: str, load: float | None = None) -> dict[str, Any]:
         "load": round(os.getloadavg()[0], 2) if load is None else load,
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
+
+
+def processor() -> str:
+    """The processor's name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else "unknown"
+
+
+def commit(given: str | None = None) -> dict[str, Any]:
+    """The checkout's commit, and whether it has changes; ``given`` goes first."""
+
+    def git(*args: str) -> str:
+        done = subprocess.run(["git", *args], capture_output=True, text=True, cwd=Path(__file__).parent)
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    try:
+        found = git("rev-parse", "HEAD")
+        return {"id": given or found or "unknown", "dirty": bool(git("status", "--porcelain"))}
+    except OSError:
+        return {"id": given or "unknown", "dirty": False}
 
 
 def slug(facts: dict[str, Any]) -> str:

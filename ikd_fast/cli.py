@@ -241,6 +241,94 @@ def preview(
         run(config, options=options, out=out, images=images, sample=sample, seed=seed, as_json=as_json)
 
 
+@app.command(context_settings=EXTRA)
+def sweep(
+    context: typer.Context,
+    config: Annotated[
+        str,
+        typer.Argument(help="An mmdet config with IKDDistiller: a file, or `ikd_fast::demo/fgd_ikd.py`."),
+    ],
+    beta: Annotated[
+        str | None, typer.Option(help="Weights of the adversarial branch, e.g. 1e-6,1e-5.")
+    ] = None,
+    eps: Annotated[str | None, typer.Option(help="Radii in grey levels, e.g. 2,4,8.")] = None,
+    mode: Annotated[str | None, typer.Option(help="Attacks, e.g. single,carry.")] = None,
+    seeds: Annotated[
+        int, typer.Option(help="Repeats: k adds k to every seed of the config, 0 is the config as written.")
+    ] = 1,
+    iters: Annotated[
+        int | None, typer.Option(help="Train so many iterations; the schedule keeps its shape.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Or so many epochs.")] = None,
+    baseline: Annotated[
+        bool, typer.Option("--baseline/--no-baseline", help="Also a run without the adversarial branch.")
+    ] = True,
+    retry: Annotated[bool, typer.Option("--retry", help="Start failed runs again.")] = False,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Train and evaluate on the COCO-format set in this folder, e.g. runs/demo/data."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the sweep. Default: runs/sweep/NAME.")] = None,
+    cfg_options: CfgOptions = None,
+    as_json: Json = False,
+) -> None:
+    """Train CONFIG once for each beta, eps, mode and seed; a table with intervals and a picture.
+
+    The same command goes on where it was stopped: finished runs are kept, an interrupted one resumes from its last checkpoint.
+    Betas, radii, modes and seeds may be added to a folder later. Exit code 1 if a run failed; the others are run all the same.
+    """
+    # The stream by name: what libraries print goes elsewhere.
+    console = Console(file=sys.stderr)
+    with _errors(console, "The same command goes on from the last checkpoint."):
+        _calm_threads()
+        from ikd_fast.commands.sweep import Options, names, numbers, run
+
+        options = Options(
+            config, out, numbers("--beta", beta), numbers("--eps", eps), names("--mode", mode), seeds, iters, epochs,
+            baseline, retry, data, _options(context, cfg_options),
+        )  # fmt: skip
+        if not run(options, console, as_json=as_json):
+            raise typer.Exit(FAILED)
+
+
+@app.command(context_settings=EXTRA)
+def strength(
+    context: typer.Context,
+    config: Annotated[
+        str,
+        typer.Argument(help="A teacher's mmdet config, or an IKD config: then its teacher and its attack."),
+    ],
+    checkpoint: Annotated[
+        str,
+        typer.Argument(
+            metavar="CKPT", help="The teacher's weights; the demo's: ikd_fast::demo_teacher.safetensors."
+        ),
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the report. Default: runs/strength/NAME.")
+    ] = None,
+    images: Annotated[int, typer.Option(help="Test images, evenly spaced over the set.")] = 100,
+    eps: Annotated[str, typer.Option(help="Radii in grey levels.")] = "1,2,4,8",
+    seeds: Annotated[int, typer.Option(help="How many seeds, from 0.")] = 3,
+    batch: Annotated[int, typer.Option(help="Images a batch.")] = 4,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:1, ... Default: cuda where there is one.")
+    ] = None,
+    cfg_options: CfgOptions = None,
+    as_json: Json = False,
+) -> None:
+    """Measure what each attack does to a teacher and what it costs: JSON, Markdown and a picture. Resumes."""
+    with _errors(Console(stderr=True), "The same command goes on from the last finished eps and seed."):
+        _calm_threads()
+        options = _options(context, cfg_options)
+        from ikd_fast.commands.strength import run
+
+        run(
+            config, checkpoint, options=options, out=out, images=images, eps=eps, seeds=seeds, batch=batch, device=device,
+            as_json=as_json,
+        )  # fmt: skip
+
+
 @app.command()
 def doctor(as_json: Json = False) -> None:
     """Say what is installed, what serves the mmcv operators, and what is missing and how to get it."""

@@ -9,9 +9,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 _HOME = {
+    "CellMap": "reference.delta_codes",
+    "DeltaCodes": "reference.delta_codes",
     "FGDSums": "ops.fgd",
     "Stream": "reference.philox",
     "add_noise": "ops.add_noise",
+    "apply_delta": "ops.apply_delta",
     "augment_batch": "ops.augment_batch",
     "channel_kl": "reference.channel_kl",
     "draw": "reference.philox",
@@ -20,7 +23,8 @@ _HOME = {
     "fgd_masks": "reference.fgd_masks",
     "fgd_relation": "ops.fgd",
     "fgd_sums": "ops.fgd",
-    "input_diversity": "reference.input_diversity",
+    "fgsm_step_packed": "ops.fgsm_step",
+    "input_diversity": "ops.input_diversity",
     "keyed_mask": "reference.masked_l2",
     "mask_maps": "ops.masked_l2",
     "normal": "reference.philox",
@@ -28,6 +32,7 @@ _HOME = {
     "philox4x32_blocks": "reference.philox",
     "pyramid_l1": "ops.pyramid_l2",
     "pyramid_l2": "ops.pyramid_l2",
+    "sign_step": "ops.sign_step",
     "stable_id": "reference.philox",
     "uniform": "reference.philox",
 }
@@ -36,18 +41,23 @@ __all__ = sorted(_HOME)
 
 if TYPE_CHECKING:
     from .ops.add_noise import add_noise as add_noise
+    from .ops.apply_delta import apply_delta as apply_delta
     from .ops.augment_batch import augment_batch as augment_batch
     from .ops.fgd import FGDSums as FGDSums
     from .ops.fgd import fgd_relation as fgd_relation
     from .ops.fgd import fgd_sums as fgd_sums
+    from .ops.fgsm_step import fgsm_step_packed as fgsm_step_packed
+    from .ops.input_diversity import input_diversity as input_diversity
     from .ops.masked_l2 import mask_maps as mask_maps
     from .ops.pyramid_l2 import pyramid_l1 as pyramid_l1
     from .ops.pyramid_l2 import pyramid_l2 as pyramid_l2
+    from .ops.sign_step import sign_step as sign_step
     from .reference.channel_kl import channel_kl as channel_kl
+    from .reference.delta_codes import CellMap as CellMap
+    from .reference.delta_codes import DeltaCodes as DeltaCodes
     from .reference.fgd import fgd_attention as fgd_attention
     from .reference.fgd import fgd_context as fgd_context
     from .reference.fgd_masks import fgd_masks as fgd_masks
-    from .reference.input_diversity import input_diversity as input_diversity
     from .reference.masked_l2 import keyed_mask as keyed_mask
     from .reference.philox import Stream as Stream
     from .reference.philox import draw as draw

@@ -19,6 +19,8 @@ def importable() -> bool:
 class MMDetRetinaNet(nn.Module):
     """A config that mmdet ships: ``features`` is its FPN's pyramid, ``logits`` and ``boxes`` those of its head."""
 
+    pyramid = "net.neck"
+
     def __init__(self, config: str) -> None:
         super().__init__()
         import ikd_fast.mmdet  # noqa: F401

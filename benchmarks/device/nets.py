@@ -61,7 +61,9 @@ class Backbone(nn.Module):
 
 
 class Detector(nn.Module):
-    """``features``: the pyramid; ``logits``: class maps of it; ``forward``: both."""
+    """``features``: the pyramid; ``logits``: class maps of it; ``forward``: both. ``pyramid``: the modules that make it."""
+
+    pyramid = ("smooth.0", "smooth.1", "smooth.2", "extra.0", "extra.1")
 
     def __init__(self, backbone: Backbone, channels: int = CHANNELS, classes: int = CLASSES) -> None:
         super().__init__()

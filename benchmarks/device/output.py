@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .run import Found
+from .steps import CARRY, OF_PREDICTION
 
 SMOKE = "SMOKE (no measurement): "
 
@@ -47,11 +48,13 @@ COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
     "error": _note("error", lambda v: f"{v:.1e}"),
     "GFLOP": _note("gflop", lambda v: f"{v:,.0f}"),
     "of plain": _note("flop_of_plain", lambda v: f"{v:.2f}x"),
+    "time of FGD": _note("time_of_fgd", lambda v: f"{v:.2f}x"),
+    "predicted": _note("predicted_of_fgd", lambda v: f"{v:.2f}x"),
 }
 
 
 def _ratios(rows: list[dict[str, Any]]) -> list[str]:
-    """Ours against each peer by wall time, with the target where there is one."""
+    """Ours against each peer by wall time, and a training step against its prediction, with the target where there is one."""
     lines = []
     for ours in (r for r in rows if r["role"] == "ours"):
         for peer in (r for r in rows if r["role"] == "peer"):
@@ -61,6 +64,14 @@ def _ratios(rows: list[dict[str, Any]]) -> list[str]:
                 "" if target is None else f"; target {target:g}x {'met' if ratio >= target else 'MISSED'}"
             )
             lines.append(f"- {ours['side']} against {peer['side']}: {ratio:.2f}x{verdict}")
+        if (over := ours["notes"].get("of_prediction")) is not None:
+            verdict = ""
+            if ours["side"] == CARRY:
+                verdict = f"; target at most {OF_PREDICTION:g} {'met' if over <= OF_PREDICTION else 'MISSED'}"
+            lines.append(
+                f"- {ours['side']}: {ours['notes']['time_of_fgd']:.2f}x the time of FGD at this precision, by its multiply-adds "
+                f"{ours['notes']['predicted_of_fgd']:.2f}x: {over:.2f} of the prediction{verdict}"
+            )
     return lines
 
 

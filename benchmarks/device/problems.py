@@ -6,11 +6,22 @@ from collections.abc import Iterator
 
 import torch
 
+from .delta_problems import delta_problems
+from .diversity_problems import diversity_problems, sign_problems
 from .image_problems import augment_problems, noise_problems, square_problems
 from .map_problems import fgd_problems, l2_problems, mask_problems
 from .problem import Problem, Scale
 
-KINDS = (l2_problems, fgd_problems, mask_problems, augment_problems, noise_problems)
+KINDS = (
+    l2_problems,
+    fgd_problems,
+    mask_problems,
+    augment_problems,
+    noise_problems,
+    delta_problems,
+    diversity_problems,
+    sign_problems,
+)
 
 
 def all_problems(scale: Scale, device: torch.device, backend: str) -> Iterator[Problem]:

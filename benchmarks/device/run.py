@@ -17,7 +17,10 @@ from .problem import DRY, Problem, Scale
 from .problems import all_problems
 from .steps import DRY_STEP, full_scale, measure_steps
 
-OPS = ("pyramid_l2", "fgd", "masked_l2", "augment_batch", "add_noise")
+OPS = (
+    "pyramid_l2", "fgd", "masked_l2", "augment_batch", "add_noise", "apply_delta", "fgsm_step", "input_diversity",
+    "sign_step",
+)  # fmt: skip
 # The slowest of a problem's sides apart from compiling.
 PROBLEM_SECONDS = 6.0
 

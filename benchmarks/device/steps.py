@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from benchmarks.baselines.fgd_published import published_form
-from ikd_fast import IKD, AdaptiveFreqAug, DistillContext, FGDLoss, OnlineDIFGSM
+from benchmarks.end_to_end.flops import CountFlops
+from benchmarks.end_to_end.modes import MODES
+from benchmarks.end_to_end.prediction import Nets, Pieces, count_pieces, predict
+from ikd_fast import IKD, AdaptiveFreqAug, DistillContext, FGDLoss, FrozenTeacher, OnlineDIFGSM
+from ikd_fast.attack import AttackBatch
 
 from .budget import Budget, reason_of
 from .measure import row
@@ -23,7 +24,19 @@ from .mmdet_nets import STUDENT, TEACHER, MMDetRetinaNet, importable
 from .nets import Detector, box_loss, class_loss, student_net, teacher_net
 
 BOXES = 20
-PLAIN = "FGD, published form"
+PLAIN, OURS, CARRY = "FGD, published form", "FGD", "FGD + IKD, carry"
+HALF = f"{CARRY}, bfloat16 teacher"
+# Beside the published form: what each side is in the cost model. The targets of "IKD step" are carry's first, so they are timed first.
+SIDES = {
+    OURS: OURS,
+    CARRY: "carry",
+    HALF: "carry",
+    f"{CARRY}, feature objective": "carry, feature objective",
+    "FGD + IKD, single": "single",
+    "FGD + IKD, iterative": "iterative",
+}
+OF_PREDICTION = 1.1
+"""``carry`` may take so many times the time that its multiply-adds say, beside plain FGD of the same precision."""
 
 
 @dataclass(frozen=True)
@@ -55,24 +68,29 @@ DRY_STEP = StepScale(
 )
 
 
-class CountFlops(TorchDispatchMode):
-    """Floating point operations of convolutions and matrix products."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.total = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        count = flop_registry.get(func.overloadpacket)
-        if count is not None:
-            self.total += count(*args, **(kwargs or {}), out_val=out)
-        return out
+def task_loss(student: Detector, images: Tensor, targets: list[dict]) -> Tensor:
+    return _task_and_maps(student, images, targets)[0]
 
 
-def task_loss(student: Detector, images: Tensor, targets: list[dict]) -> tuple[Tensor, list[Tensor]]:
+def _task_and_maps(student: Detector, images: Tensor, targets: list[dict]) -> tuple[Tensor, list[Tensor]]:
     maps = student.features(images)
     return class_loss(student.logits(maps), targets).mean() + box_loss(student.boxes(maps)), maps
+
+
+class DetectorVictim:
+    """The teacher, whose class loss can be made from the maps that are distilled; its head runs as its engine says."""
+
+    def __init__(self, teacher: FrozenTeacher) -> None:
+        self.teacher = teacher
+
+    def cls_loss(self, images: Tensor, targets: list[dict]) -> Tensor:
+        with self.teacher.entered(images) as (net, x):
+            return class_loss([m.float() for m in net(x)], targets)
+
+    def joint(self, batch: AttackBatch, forward: Callable[[], list[Tensor]]) -> tuple[list[Tensor], Tensor]:
+        maps = forward()
+        with self.teacher.entered(batch.images) as (net, _):
+            return maps, class_loss([m.float() for m in net.logits(maps)], batch.targets)
 
 
 @dataclass
@@ -96,34 +114,57 @@ class Steps:
         labels = torch.randint(0, 80, (n, BOXES), generator=g).to(self.device)
         self.targets = [{"boxes": b, "labels": c} for b, c in zip(boxes, labels, strict=True)]
 
-    def _ikd(self, mode: str | None) -> IKD:
-        attack = None if mode is None else OnlineDIFGSM(mode, value_range=(0, 1))
+    def pieces(self) -> Pieces:
+        """Counted on this batch."""
+        loss = self._loss()
+        nets = Nets(
+            torch.stack(self.images),
+            self.teacher.features,
+            lambda x: class_loss(self.teacher(x), self.targets),
+            lambda x: _task_and_maps(self.student, x, self.targets),
+            self.student.features,
+            lambda s, t: torch.stack(list(loss(s, t, self._context()).values())).sum(),
+        )
+        return count_pieces(nets)
+
+    def _loss(self) -> FGDLoss:
+        loss = FGDLoss(preset="retinanet", channels=self.scale.channels, num_levels=5)
+        return loss.to(self.device)
+
+    def _context(self) -> DistillContext:
+        n = self.scale.images
+        boxes = [t["boxes"] for t in self.targets]
+        return DistillContext(boxes, None, [self.scale.size] * n, self.scale.size, list(range(n)))
+
+    def _ikd(self, side: str) -> IKD:
+        mode = MODES[SIDES[side]]
+        attack = None if mode.attack is None else OnlineDIFGSM(**mode.attack, value_range=(0, 1))
+        engine = dict(dtype="bfloat16", report=None) if side == HALF else None
+        teacher = FrozenTeacher(self.teacher, call=_pyramid, engine=engine)
         ikd = IKD(
             self.student,
-            self.teacher,
-            features=lambda net, images: net.features(images),
-            losses=[FGDLoss(preset="retinanet", channels=self.scale.channels, num_levels=5)],
+            teacher,
+            features=self.student.pyramid,
+            call=_pyramid,
+            losses=[self._loss()],
             task_loss=task_loss,
             attack=attack,
-            victim=lambda images, targets: class_loss(self.teacher(images), targets),
-            augment=None if mode is None else AdaptiveFreqAug(value_range=(0, 1)),
+            victim=DetectorVictim(teacher),
+            augment=None if attack is None else AdaptiveFreqAug(value_range=(0, 1)),
             pad_divisor=32,
+            calibrate=0,  # a matter of the first steps alone
         )
         return ikd.to(self.device)
 
     def published(self) -> Callable[[Any], Tensor]:
         """The student's step with FGD in loops, no library around it."""
-        loss = FGDLoss(preset="retinanet", channels=self.scale.channels, num_levels=5).to(self.device)
-        n = self.scale.images
-        context = DistillContext(
-            [t["boxes"] for t in self.targets], None, [self.scale.size] * n, self.scale.size, list(range(n))
-        )
+        loss, context = self._loss(), self._context()
 
         def run(_: Any) -> Tensor:
             self.student.zero_grad(set_to_none=True)
             loss.zero_grad(set_to_none=True)
             images = torch.stack(self.images)
-            task, maps = task_loss(self.student, images, self.targets)
+            task, maps = _task_and_maps(self.student, images, self.targets)
             with torch.no_grad():
                 fixed = self.teacher.features(images)
             with torch.device(self.device):
@@ -135,8 +176,8 @@ class Steps:
 
         return run
 
-    def ours(self, mode: str | None) -> Callable[[Any], Tensor]:
-        ikd = self._ikd(mode)
+    def ours(self, side: str) -> Callable[[Any], Tensor]:
+        ikd = self._ikd(side)
 
         def run(epoch: Any) -> Tensor:
             ikd.zero_grad(set_to_none=True)
@@ -147,12 +188,11 @@ class Steps:
         return run
 
     def sides(self) -> dict[str, Callable[[], Callable[[Any], Tensor]]]:
-        return {
-            PLAIN: self.published,
-            "FGD": lambda: self.ours(None),
-            "FGD + IKD, single": lambda: self.ours("single"),
-            "FGD + IKD, iterative": lambda: self.ours("iterative"),
-        }
+        return {PLAIN: self.published, **{side: functools.partial(self.ours, side) for side in SIDES}}
+
+
+def _pyramid(net: Any, images: Tensor) -> list[Tensor]:
+    return net.features(images)
 
 
 def _autocast(run: Callable[[Any], Tensor], device: torch.device) -> Callable[[Any], Tensor]:
@@ -166,18 +206,21 @@ def _autocast(run: Callable[[Any], Tensor], device: torch.device) -> Callable[[A
 def measure_steps(
     meter: Meter, scale: StepScale, device: torch.device, budget: Budget
 ) -> list[dict[str, Any]]:
-    """Rows of every step in float32 and in bf16 autocast; floating point operations beside the times."""
+    """Rows of every step in float32 and in bf16 autocast; floating point operations, and what the formulas say, beside the times."""
     h, w = scale.size
-    rows = []
+    rows: list[dict[str, Any]] = []
     try:
         steps = Steps(scale, device)
+        pieces = steps.pieces()
     except Exception as error:
         budget.skip("training step", reason_of(error))
         return []
-    flops: dict[str, int] = {}
     for precision, wrap in (("float32", None), ("bfloat16 autocast", _autocast)):
         group = f"training step, {scale.images} images {h}x{w}, {precision}, nets of {scale.nets}"
+        medians: dict[str, float] = {}
         for side, make in steps.sides().items():
+            if side == HALF and wrap is not None:
+                continue  # autocast runs the teacher in bfloat16 as it is
             title = f"{group}: {side}"
             # Warm-up, which chooses convolution algorithms, and seven rounds.
             if not budget.allows(title, 12.0 if meter.cuda else 2.0):
@@ -186,17 +229,18 @@ def measure_steps(
                 run = make()
                 run = wrap(run, device) if wrap else run
                 sets = [0, 1]
-                with CountFlops() if side not in flops else nullcontext() as count:
-                    value = run(0)
-                if isinstance(count, CountFlops):
-                    flops[side] = count.total
+                value = run(0)  # the first visit of every image
+                with CountFlops() as flops:
+                    run(1)
                 if not bool(value.isfinite()):
                     raise ArithmeticError(f"expected a finite loss, got {float(value)}")
                 meter.warm(run, sets, 2)
                 wall = meter.wall(run, sets)
+                medians[side] = wall.median
                 notes = {
-                    "gflop": round(flops[side] / 1e9, 1),
-                    "flop_of_plain": round(flops[side] / flops[PLAIN], 3) if PLAIN in flops else None,
+                    "gflop": round(flops.total / 1e9, 1),
+                    "flop_of_plain": round(flops.gmac / pieces.plain, 3),
+                    **_beside_prediction(side, medians, pieces),
                     "syncs": meter.syncs(run, 0),
                     "peak_extra_bytes": meter.peak(run, 0),
                     "precision": precision,
@@ -205,5 +249,18 @@ def measure_steps(
             except Exception as error:
                 budget.skip(title, reason_of(error))
                 continue
-            rows.append(row(group, side, "peer" if side == PLAIN else "ours", wall, notes))
+            targets = {PLAIN: 1.0} if side == HALF and PLAIN in medians else None
+            rows.append(row(group, side, "peer" if side == PLAIN else "ours", wall, notes, targets))
     return rows
+
+
+def _beside_prediction(side: str, medians: dict[str, float], pieces: Pieces) -> dict[str, float]:
+    """Time over that of plain FGD (ours) of the same precision, the same of the multiply-adds by formula, and their ratio."""
+    if side in (PLAIN, OURS, HALF) or OURS not in medians:
+        return {}
+    time, work = medians[side] / medians[OURS], predict(MODES[SIDES[side]], pieces) / pieces.plain
+    return {
+        "time_of_fgd": round(time, 3),
+        "predicted_of_fgd": round(work, 3),
+        "of_prediction": round(time / work, 3),
+    }

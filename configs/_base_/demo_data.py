@@ -6,7 +6,20 @@ train_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="LoadAnnotations", with_bbox=True),
     dict(type="KeyedRandomCrop", size=256, scale=(0.75, 1.4), brightness=0.2, seed=0),
-    dict(type="PackDetInputs"),
+    # mode="carry" follows each image through the crops by its homography.
+    dict(
+        type="PackDetInputs",
+        meta_keys=(
+            "img_id",
+            "img_path",
+            "ori_shape",
+            "img_shape",
+            "scale_factor",
+            "flip",
+            "flip_direction",
+            "homography_matrix",
+        ),
+    ),
 ]
 test_pipeline = [
     dict(type="LoadImageFromFile"),

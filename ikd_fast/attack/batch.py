@@ -22,6 +22,7 @@ class AttackBatch:
         sizes: (h, w) of each image before padding.
         step: index of the gradient step, 0-based.
         image_ids, epoch, seed: with ``step`` the key of whatever the victim draws at random; one 64-bit id an image.
+        clean_maps: the victim's maps of the unperturbed images where somebody has them already.
     """
 
     images: Tensor
@@ -32,6 +33,7 @@ class AttackBatch:
     image_ids: Sequence[int] = ()
     epoch: int = 0
     seed: int = 0
+    clean_maps: Sequence[Tensor] | None = None
 
     @cached_property
     def clean(self) -> Tensor:
@@ -44,15 +46,22 @@ class AttackOutput:
     """Result of :class:`~ikd_fast.attack.OnlineDIFGSM`.
 
     Attributes:
-        images: ``[N, C, H, W]`` adversarial images, units and dtype of the input, no grad.
+        images: ``[M, C, H, W]`` adversarial images, units and dtype of the input, no grad; M < N under ``fraction``.
         delta: ``images - clean``.
-        objective: per gradient step, the objective before the step: ``[N]`` or a scalar (detached).
-        gradient_evals: gradients of the victim spent per image; more than the steps where float16 made one overflow.
-        nonfinite: ``[N]`` bool: images whose gradient was not finite in some step; that step left them as they were.
+        objective: per gradient step, the objective before the step: ``[M]`` or a scalar (detached).
+        gradient_evals: gradients of the victim spent per image of the output: 0 where ``carry`` only reuses; more than the
+            steps where float16 made one overflow; a mean where images differ.
+        nonfinite: ``[M]`` bool: images whose gradient was not finite in some step; that step left them as they were.
+        rows: which images of the input these are (``fraction``); None: all, in order.
+        maps: the victim's feature maps of ``images``, without graph, where they were asked for.
+        memory_hits: how many images found a perturbation in the memory (``carry``); None in other modes.
     """
 
     images: Tensor
     delta: Tensor
     objective: list[Tensor] = field(default_factory=list)
-    gradient_evals: int = 0
+    gradient_evals: float = 0
     nonfinite: Tensor | None = None
+    rows: list[int] | None = None
+    maps: list[Tensor] | None = None
+    memory_hits: int | None = None

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ikd_fast.kernels.reference.philox import Stream, stable_id, uniform
+from ikd_fast.kernels import DeltaCodes
+from ikd_fast.kernels.reference.philox import Stream, draw, stable_id
 from ikd_fast.pixels import PixelUnits
 
-from .batch import AttackBatch, AttackOutput
-from .diversity import draw_diversity
-from .gradient import image_gradient, in_half
-from .objectives import resolve_objective
+from .batch import AttackOutput
+from .carry import carry
+from .craft import craft
+from .memory import MemorySettings, PerturbationMemory, View, build_memory
+from .objectives import feature_objective, maps_of, resolve_objective
+from .rows import select
+from .visit import Visit
 
-_DEFAULT_STEPS = {"iterative": 5, "single": 1, "random_sign": 0}
+_DEFAULT_STEPS = {"carry": 1, "iterative": 5, "single": 1, "random_sign": 0}
 MODES = tuple(_DEFAULT_STEPS)
 
 
@@ -38,12 +42,21 @@ class OnlineDIFGSM:
 
     Args:
         mode: ``"iterative"``: ``steps`` gradients from the clean image. ``"single"``: one gradient from a random start
-            uniform in the ball (FGSM with random start). ``"random_sign"``: the control, delta = +-eps at random, no
-            gradient.
+            uniform in the ball (FGSM with random start). ``"carry"``: each image keeps its perturbation from visit to visit
+            (:class:`~ikd_fast.attack.memory.PerturbationMemory`), and the forward that gives the distillation its features also
+            gives the gradient for the next visit; the first visit is like ``single``. ``"random_sign"``: the control, delta =
+            +-eps at random, no gradient.
         eps: radius in 0..255 grey levels.
-        step_size: grey levels a step. Default 2 (``iterative``) or 1.25 eps (``single``).
-        steps: gradients of ``iterative``, default 5; ``single`` has one, ``random_sign`` none.
-        momentum: mu above.
+        step_size: grey levels a step. Default 2 (``iterative``); 2 eps (``single``), which ends in a corner of the ball wherever it
+            started; ``carry``: eps / 2, eps where the memory has 2 bits, 2 eps with ``fresh``.
+        steps: gradients of ``iterative``, default 5; ``single`` and ``carry`` have one a call, ``random_sign`` none.
+        fresh: ``carry`` takes its gradient before the distillation's forward, at the view that is then applied: one more forward a
+            step, as ``single`` has, and stronger where crops move (:func:`~ikd_fast.attack.carry.carry`).
+        refresh: ``carry`` takes a gradient on an image's first so many visits and reuses what came of them on all later ones (5:
+            the paper's number of steps); None: on every visit.
+        fraction: share of the images that are attacked, drawn by key in each epoch, 0..1; the others have no adversarial branch.
+        memory: of ``carry``: a :class:`~ikd_fast.attack.memory.PerturbationMemory`, its arguments, or None for the defaults.
+        momentum: mu above. In ``carry`` a velocity is kept with each perturbation, 2 bytes a cell.
         diversity_prob: probability of T per image and step. Default 0.5 (``iterative``, as the paper) or 0 (``single``: T
             buys transfer to other nets, and costs strength on the victim itself).
         diversity_rate: smallest shrink factor of T.
@@ -84,6 +97,10 @@ class OnlineDIFGSM:
         eps: float = 8.0,
         step_size: float | None = None,
         steps: int | None = None,
+        refresh: int | None = None,
+        fresh: bool = False,
+        fraction: float = 1.0,
+        memory: PerturbationMemory | Mapping[str, Any] | None = None,
         momentum: float = 0.0,
         diversity_prob: float | None = None,
         diversity_rate: float = 0.9,
@@ -96,11 +113,6 @@ class OnlineDIFGSM:
         std: Sequence[float] | None = None,
         seed: int | None = 0,
     ) -> None:
-        if mode == "carry":
-            raise ValueError(
-                "mode='carry' (perturbations kept from epoch to epoch) is not available in this version of ikd_fast; write "
-                "mode='single', which costs one gradient a step, or mode='iterative'"
-            )
         if mode not in MODES:
             raise ValueError(f"mode must be one of {list(MODES)}, got {mode!r}")
         self.mode = mode
@@ -110,12 +122,14 @@ class OnlineDIFGSM:
                 f"eps is in 0..255 grey levels, got {eps:g}; 8/255 of a 0..1 image is written eps=8",
                 stacklevel=2,
             )
-        self.step_size = _in_range(
-            "step_size",
-            (2.0 if mode == "iterative" else 1.25 * eps) if step_size is None else step_size,
-            0,
-            510,
-        )
+        self.memory = _memory(mode, memory)
+        if step_size is None:
+            step_size = 2.0 if mode == "iterative" else 2 * self.eps
+            if self.memory is not None:
+                # A step that the stored levels cannot hold would be rounded away.
+                step_size = self.eps if self.memory.bits == 2 else self.eps / 2
+                step_size = 2 * self.eps if fresh else step_size
+        self.step_size = _in_range("step_size", step_size, 0, 510)
         steps = _DEFAULT_STEPS[mode] if steps is None else steps
         if not (isinstance(steps, int) and steps >= min(1, _DEFAULT_STEPS[mode])):
             raise ValueError(f"steps must be an integer >= 1, got {steps!r}")
@@ -124,11 +138,26 @@ class OnlineDIFGSM:
                 f"mode {mode!r} spends {_DEFAULT_STEPS[mode]} gradients, got steps={steps}; write mode='iterative'"
             )
         self.steps = steps
+        if refresh is not None and (
+            mode != "carry" or isinstance(refresh, bool) or not isinstance(refresh, int) or refresh < 1
+        ):
+            raise ValueError(
+                f"refresh is a number of visits >= 1, or None, in mode 'carry'; got {refresh!r} in {mode!r}"
+            )
+        if fresh and mode != "carry":
+            raise ValueError(f"fresh is for mode 'carry', got it with mode {mode!r}; leave it out")
+        self.refresh, self.fresh = refresh, fresh
+        self.fraction = _in_range("fraction", fraction, 0, 1)
         self.momentum = _in_range("momentum", momentum, 0, float("inf"))
         default_prob = 0.5 if mode == "iterative" else 0.0
         self.diversity_prob = _in_range(
             "diversity_prob", default_prob if diversity_prob is None else diversity_prob, 0, 1
         )
+        if mode == "carry" and self.diversity_prob:
+            raise ValueError(
+                f"mode 'carry' takes its gradient from the forward that distils, which input diversity would change: expected "
+                f"diversity_prob=0, got {diversity_prob}; write mode='iterative' or 'single' for it"
+            )
         self.diversity_rate = _in_range("diversity_rate", diversity_rate, 0, 1)
         if self.diversity_rate == 0:
             raise ValueError("diversity_rate must be above 0: it is the smallest shrink factor, got 0")
@@ -138,21 +167,32 @@ class OnlineDIFGSM:
         )
         self.objective = resolve_objective(objective)
         self.random_start = (
-            (mode == "single" or objective == "feature") if random_start is None else random_start
+            (mode in ("single", "carry") or objective == "feature") if random_start is None else random_start
         )
         if objective == "feature" and not self.random_start:
             raise ValueError(
                 "objective='feature' has an exactly zero gradient at the clean image, so it needs random_start=True (the "
                 "default), got random_start=False"
             )
+        if mode == "carry" and not self.random_start:
+            raise ValueError(
+                "mode='carry' starts an image at random on its first visit: expected random_start=True, got False"
+            )
         self.targeted = targeted
         self.units = PixelUnits(value_range=value_range, mean=mean, std=std)
+        self._codes: tuple[int, DeltaCodes] | None = None
         self.seed = seed
 
     def __repr__(self) -> str:
+        kept = (
+            f"refresh={self.refresh}, fresh={self.fresh}, memory={self.memory!r}, "
+            if self.memory is not None
+            else ""
+        )
         return (
             f"OnlineDIFGSM(mode={self.mode!r}, eps={self.eps:g}, step_size={self.step_size:g}, steps={self.steps}, "
-            f"momentum={self.momentum:g}, diversity_prob={self.diversity_prob:g}, objective={self.objective_name!r}, seed={self.seed})"
+            f"fraction={self.fraction:g}, {kept}momentum={self.momentum:g}, diversity_prob={self.diversity_prob:g}, "
+            f"objective={self.objective_name!r}, seed={self.seed})"
         )
 
     def __call__(
@@ -165,86 +205,68 @@ class OnlineDIFGSM:
         epoch: int | None = None,
         sizes: Sequence[tuple[int, int]] | None = None,
         units: PixelUnits | None = None,
+        views: Sequence[View] | None = None,
+        clean_maps: Sequence[Tensor] | None = None,
+        with_maps: bool = False,
+        step: int = 0,
     ) -> AttackOutput:
         seed, ids, epoch = self._keys(images, image_ids, epoch)
         units = self.units if units is None else units
         sizes = _sizes(images, targets, sizes)
         units.check(images)
-        clean = images.detach()
-        work = clean.to(torch.float64 if clean.dtype == torch.float64 else torch.float32)
-        grey, (low, high) = units.grey_level(work), units.bounds(work)
-        # Rounding x + delta must not leave the valid range or the ball, whatever the input held beyond it.
-        low, high = torch.minimum(low, work), torch.maximum(high, work)
-        valid = _valid(work, sizes)
-        radius, step = self.eps * grey, self.step_size * grey
-        # Mid-grey, the zero of the original code's -1..1 images, is the same colour in every scale.
-        fill = units.from_pixels(torch.full_like(work[0, :, :1, :1], 127.5), work.dtype)
-
-        def project(delta: Tensor) -> Tensor:
-            """In place."""
-            torch.clamp(delta, -radius, radius, out=delta)
-            if valid is not None:
-                delta.mul_(valid)
-            return torch.clamp(delta.add_(work), low, high, out=delta).sub_(work)
-
-        if self.random_start or self.mode == "random_sign":
-            noise = _keyed_uniform(work, sizes, ids, epoch, seed)
-            delta = project(radius * (noise.sign_() if self.mode == "random_sign" else noise))
+        views = [View.identity(size) for size in sizes] if views is None else list(views)
+        _check_views(views, sizes)
+        visit = Visit(images, targets, sizes, views, ids, epoch, seed, clean_maps, step)
+        rows = self._drawn(ids, epoch, seed)
+        if rows is not None:
+            visit, victim = visit.rows(rows), select(victim, rows)
+        if not visit.ids:
+            return AttackOutput(visit.images, visit.images, rows=rows, maps=None)
+        if self.memory is not None:
+            codes = self.bind_memory(images.shape[1])
+            out = carry(self, self.memory, codes, victim, visit, units, with_maps=with_maps)
         else:
-            delta = project(torch.zeros_like(work))
-        velocity = torch.zeros_like(work) if self.momentum else None
-        history: list[Tensor] = []
-        nonfinite = torch.zeros(len(work), dtype=torch.bool, device=work.device)
-        moved = torch.zeros_like(nonfinite)
-        evals = 0
-        for k in range(self.steps):
-            view = draw_diversity(
-                sizes, ids, step=k, epoch=epoch, seed=seed, prob=self.diversity_prob,
-                rate=self.diversity_rate, per_batch=self.diversity_per_batch,
-            )  # fmt: skip
-            with torch.enable_grad():
-                x = (work + delta).requires_grad_(True)
-                batch = AttackBatch(
-                    view.images(x, fill), view.targets(targets), sizes, k, partial(view.images, work, fill), ids, epoch, seed,
-                )  # fmt: skip
-                grad, value, passes = self._gradient(victim, x, batch, images)
-            evals += passes
-            history.append(value)
-            if valid is not None:
-                grad = grad * valid
-            # One NaN or infinity makes the image's sum one.
-            scale = torch.linalg.vector_norm(grad, ord=1, dim=(1, 2, 3)) / grad[0].numel()
-            finite = scale.isfinite()
-            nonfinite |= ~finite
-            moved |= finite & (scale > 0)
-            direction = torch.masked_fill(grad, ~finite[:, None, None, None], 0.0)
-            if velocity is not None:
-                scale = torch.where(finite, scale, torch.ones_like(scale)).clamp_min_(1e-30)
-                velocity.mul_(self.momentum).add_(direction.div_(scale[:, None, None, None]))
-                direction = velocity.sign()
-            else:
-                direction.sign_()  # the scale does not change it
-            delta = project(delta.addcmul_(direction, step, value=-1 if self.targeted else 1))
-        if self.steps:
-            # No gradient, no adversarial example: not a random start passed off as one.
-            delta = torch.where(moved[:, None, None, None], delta, torch.zeros_like(delta))
-        adversarial = torch.minimum(torch.maximum(work + delta, low), high).to(images.dtype)
-        return AttackOutput(adversarial, adversarial - clean, history, evals, nonfinite)
+            out = craft(self, victim, visit, units)
+            if with_maps:
+                with torch.no_grad():
+                    out = replace(out, maps=[m.detach() for m in maps_of(victim, out.images)])
+        return replace(out, rows=rows)
 
-    def _gradient(
-        self, victim: Any, x: Tensor, batch: AttackBatch, images: Tensor
-    ) -> tuple[Tensor, Tensor, int]:
-        value = self.objective(victim, batch)
-        if not isinstance(value, Tensor) or not value.requires_grad:
-            raise _independent(value)
-        if value.dim() > 1 or (value.dim() == 1 and len(value) != len(x)):
+    @property
+    def needs_stable_ids(self) -> bool:
+        """Whether an image must be the same one in every epoch."""
+        return self.memory is not None
+
+    @property
+    def needs_views(self) -> bool:
+        """Whether calls want to know where in its canonical image each image lies."""
+        return self.memory is not None
+
+    @property
+    def reads_clean_maps(self) -> bool:
+        """Whether the maps of the clean images, where somebody has them, save a forward."""
+        return self.objective is feature_objective and not self.diversity_prob and self.steps > 0
+
+    def bind_memory(self, channels: int, data: str | None = None) -> DeltaCodes:
+        """The codes of what this attack keeps; its memory is then for these settings, and for ``data``, alone."""
+        if self.memory is None:
+            raise ValueError(f"mode {self.mode!r} has no memory; only 'carry' keeps perturbations")
+        settings = MemorySettings(
+            eps=self.eps, step=self.step_size, momentum=self.momentum, channels=channels, data=data or ""
+        )
+        if self._codes is None or data is not None:
+            self._codes = channels, self.memory.bind(settings)
+        if self._codes[0] != channels:
             raise ValueError(
-                f"the objective must be [N] = [{len(x)}] or a scalar, got shape {list(value.shape)}"
+                f"the memory of mode 'carry' is for images of {self._codes[0]} channels, got {channels}"
             )
-        grad, passes = image_gradient(value, x, half=in_half(images, value))
-        if grad is None:
-            raise _independent(value)
-        return grad, value.detach(), passes
+        return self._codes[1]
+
+    def _drawn(self, ids: Sequence[int], epoch: int, seed: int) -> list[int] | None:
+        """The images that ``fraction`` takes; None: all."""
+        if self.fraction == 1:
+            return None
+        return [i for i, key in enumerate(ids) if draw(seed, key, epoch, Stream.FRACTION)[0] < self.fraction]
 
     def _keys(
         self, images: Tensor, image_ids: Sequence[int | str] | Tensor | None, epoch: int | None
@@ -273,15 +295,26 @@ class OnlineDIFGSM:
         return self.seed, ids, int(epoch)
 
 
-def _independent(value: Any) -> ValueError:
-    return ValueError(
-        "the objective does not depend on the images: the victim must keep the graph (no torch.no_grad, no .detach()) and return a "
-        f"Tensor, got {value!r}"
-    )
-
-
 def _host(value: Any) -> int | str:
     return value if isinstance(value, str) else int(value)
+
+
+def _memory(mode: str, memory: PerturbationMemory | Mapping[str, Any] | None) -> PerturbationMemory | None:
+    if mode != "carry":
+        if memory is not None:
+            raise ValueError(f"memory is for mode 'carry', got it with mode {mode!r}; leave it out")
+        return None
+    return build_memory(memory)
+
+
+def _check_views(views: Sequence[View], sizes: Sequence[tuple[int, int]]) -> None:
+    if len(views) != len(sizes):
+        raise ValueError(f"views must have one entry per image: expected {len(sizes)}, got {len(views)}")
+    for i, (view, size) in enumerate(zip(views, sizes, strict=True)):
+        if tuple(view.size) != tuple(size):
+            raise ValueError(
+                f"views[{i}] is of an image of {tuple(view.size)} (h, w), the image has {tuple(size)}"
+            )
 
 
 def _in_range(name: str, value: float, low: float, high: float) -> float:
@@ -304,33 +337,3 @@ def _sizes(images: Tensor, targets: Any, sizes: Sequence[tuple[int, int]] | None
         if not (1 <= h <= height and 1 <= w <= width):
             raise ValueError(f"sizes[{i}] must lie within the batch's {height}x{width}, got {h}x{w}")
     return sizes
-
-
-def _valid(work: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor | None:
-    """``[N, 1, H, W]`` of 1 on pixels and 0 on padding, filled on the device; None where nothing is padding."""
-    if all(size == tuple(work.shape[-2:]) for size in sizes):
-        return None
-    valid = work.new_ones(len(work), 1, *work.shape[-2:])
-    for i, (h, w) in enumerate(sizes):
-        valid[i, :, h:].zero_()
-        valid[i, :, :, w:].zero_()
-    return valid
-
-
-def _keyed_uniform(
-    work: Tensor, sizes: Sequence[tuple[int, int]], ids: Sequence[int], epoch: int, seed: int
-) -> Tensor:
-    """U[-1, 1) per element, indexed like image noise: word (c * h + y) * w4 + x, w4 = w rounded up to 4."""
-    out = torch.zeros_like(work)
-    for i, ((h, w), image_id) in enumerate(zip(sizes, ids, strict=True)):
-        pitch = -(-w // 4) * 4
-        u = uniform(
-            (work.shape[1], h, pitch),
-            seed=seed,
-            id=image_id,
-            epoch=epoch,
-            stream=Stream.START,
-            device=work.device,
-        )
-        out[i, :, :h, :w] = u[..., :w].to(work.dtype) * 2 - 1
-    return out

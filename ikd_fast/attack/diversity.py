@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ikd_fast.kernels.reference.input_diversity import input_diversity
+from ikd_fast.kernels import input_diversity
 from ikd_fast.kernels.reference.philox import Stream, draw
 
 
@@ -30,18 +30,10 @@ class DiversityDraw:
 
     def images(self, images: Tensor, fill: Tensor) -> Tensor:
         """The view of ``[N, C, H, W]`` images; images outside ``active`` are returned bit for bit."""
-        active = self.active
-        if not active:
+        if not self.active:
             return images
-        frames = torch.tensor([self.sizes[i] for i in active], device="cpu")
-        windows = torch.tensor([self.windows[i] for i in active], device="cpu")
-        if len(active) == len(self.sizes):
-            return input_diversity(images, frames, windows, fill)
-        rows = list(images.unbind(0))
-        moved = input_diversity(torch.stack([rows[i] for i in active]), frames, windows, fill)
-        for i, row in zip(active, moved.unbind(0), strict=True):
-            rows[i] = row
-        return torch.stack(rows)
+        frames, windows = (torch.tensor(v, device="cpu") for v in (self.sizes, self.windows))
+        return input_diversity(images, frames, windows, fill)
 
     def targets(self, targets: Any) -> Any:
         """Dictionaries with ``boxes`` (xyxy pixels), and ``ignored`` ones, get moved copies; anything else stays as it is."""

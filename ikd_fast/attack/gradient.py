@@ -2,12 +2,55 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
+
+from . import nan_watch
 
 # float16 ends at 6e-8 below and 65504 above. A detector's class loss is divided by its boxes and passes heads of small weights:
 # its gradients need the upper end. Where that overflows (a steep loss, a deep net), less is tried, and at last none.
 HALF_SCALES = (2.0**15, 2.0**8, 1.0)
+
+
+def attack_gradient(
+    value: Any, x: Tensor, images: Tensor, ids: Sequence[int], *, half: bool = False
+) -> tuple[Tensor, Tensor, int]:
+    """Gradient of an objective at x ``[N, C, H, W]``, the value (detached), and how many backward passes it took.
+
+    Args:
+        value: what the objective gave: ``[N]``, or a scalar summed over independent images.
+        images: the batch as the user gave it; its dtype says whether gradients may pass through float16.
+        ids: of the images, for messages.
+        half: the victim says that its gradient passes through float16 (``victim.gradients_in_half``).
+
+    Raises:
+        ValueError: the value does not depend on x, has another shape, or is NaN (on a device that is found without waiting, so
+            it may be raised by a later call).
+    """
+    if not isinstance(value, Tensor) or not value.requires_grad:
+        raise _independent(value)
+    if value.dim() > 1 or (value.dim() == 1 and len(value) != len(x)):
+        raise ValueError(
+            f"the objective must be [N] = [{len(x)}] or a scalar, one value an image or their sum, got shape {list(value.shape)}; "
+            "reduce it: value.flatten(1).sum(1)"
+        )
+    half = half or in_half(images, value)
+    if not half:
+        nan_watch.look(value, ids)
+    grad, passes = image_gradient(value, x, half=half)
+    if grad is None:
+        raise _independent(value)
+    return grad, value.detach(), passes
+
+
+def _independent(value: Any) -> ValueError:
+    return ValueError(
+        "the objective does not depend on the images: the victim must keep the graph (no torch.no_grad, no .detach()) and return a "
+        f"Tensor, got {value!r}"
+    )
 
 
 def in_half(images: Tensor, value: Tensor) -> bool:

@@ -28,6 +28,14 @@ class Victim(Protocol):
         """Classification loss, ``[N]`` or a scalar summed over the images."""
 
 
+@runtime_checkable
+class JointVictim(Victim, Protocol):
+    """A victim whose features and class loss come from one forward, which ``carry`` needs when the step wants both."""
+
+    def joint(self, batch: AttackBatch) -> tuple[Sequence[Tensor], Tensor]:
+        """Maps and class loss of ``batch.images``, both with their graph."""
+
+
 def cls_objective(victim: Any, batch: AttackBatch) -> Tensor:
     """The paper's: the teacher's classification loss on ground truth moved with the image.
 
@@ -47,9 +55,11 @@ def feature_objective(victim: Any, batch: AttackBatch) -> Tensor:
     sum_i ||F_i(x + delta) - F_i(x)||^2 / ||F_i(x)||^2 / K. No labels and no head; the gradient is exactly zero at
     delta = 0, so the attack starts from a random delta.
     """
-    with torch.no_grad():
-        clean = _features(victim, batch.clean)
-    moved = _features(victim, batch.images)
+    return relative_distance(features_of(victim, batch.images), _clean_features(victim, batch))
+
+
+def relative_distance(moved: Sequence[Tensor], clean: Sequence[Tensor]) -> Tensor:
+    """The value of :func:`feature_objective` from the two pyramids."""
     terms = [
         (f - c).float().square().flatten(1).sum(1) / c.float().square().flatten(1).sum(1).clamp_min(1e-12)
         for f, c in zip(moved, clean, strict=True)
@@ -57,9 +67,27 @@ def feature_objective(victim: Any, batch: AttackBatch) -> Tensor:
     return torch.stack(terms).mean(0)
 
 
-def _features(victim: Any, images: Tensor) -> list[Tensor]:
+def _clean_features(victim: Any, batch: AttackBatch) -> Sequence[Tensor]:
+    if batch.clean_maps is not None:
+        return batch.clean_maps
+    with torch.no_grad():
+        return features_of(victim, batch.clean)
+
+
+def features_of(victim: Any, images: Tensor) -> list[Tensor]:
+    """The victim's maps as a list; a victim without ``features`` is a callable that gives them."""
     features = getattr(victim, "features", victim)(images)
     return [features] if isinstance(features, Tensor) else list(features)
+
+
+def maps_of(victim: Any, images: Tensor) -> list[Tensor]:
+    """The maps that are distilled, where those are not the victim's features."""
+    return list(victim.maps(images)) if hasattr(victim, "maps") else features_of(victim, images)
+
+
+def shares_forward(objective: Objective, victim: Any) -> bool:
+    """Whether one forward can give the objective and the maps that are distilled."""
+    return objective is cls_objective or getattr(victim, "distils_features", True)
 
 
 class CustomObjective:
@@ -69,7 +97,7 @@ class CustomObjective:
         self.fn = fn
 
     def __call__(self, victim: Any, batch: AttackBatch) -> Tensor:
-        return self.fn(_features(victim, batch.images), batch)
+        return self.fn(features_of(victim, batch.images), batch)
 
 
 OBJECTIVES: dict[str, Objective] = {"cls": cls_objective, "feature": feature_objective}
@@ -84,3 +112,19 @@ def resolve_objective(objective: str | Callable) -> Objective:
             f"objective must be one of {sorted(OBJECTIVES)} or a callable (features, batch) -> [N], got {objective!r}"
         )
     return OBJECTIVES[objective]
+
+
+def value_and_maps(objective: Objective, victim: Any, batch: AttackBatch) -> tuple[Tensor, list[Tensor]]:
+    """The objective and the maps of ``batch.images`` from one forward of the victim, both with their graph."""
+    if objective is cls_objective:
+        if not hasattr(victim, "joint"):
+            raise TypeError(
+                "mode='carry' with objective='cls' takes maps and class loss from one forward: expected a victim with "
+                f"joint(batch) -> (maps, loss), got {type(victim).__name__}; write that method, or objective='feature'"
+            )
+        maps, value = victim.joint(batch)
+        return value, list(maps)
+    maps = features_of(victim, batch.images)
+    if isinstance(objective, CustomObjective):
+        return objective.fn(maps, batch), maps
+    return relative_distance(maps, _clean_features(victim, batch)), maps

@@ -35,6 +35,9 @@ class AdaptiveFreqAug:
         area_threshold: tau, in square pixels of the annotation (a resize given as ``scale`` is divided out).
         crop_ratio: r in [0, 1): sides are int(f*side + .5), f ~ U[1 - r, 1) drawn for each side, at a uniform
             offset. At least one box keeps some area (10 tries, then the image stays whole).
+        crop_align: sides and offsets of the crop are multiples of it, in pixels of the images as given (a side that the image
+            itself cuts short may be less). 1, as published, is any pixel; with the smallest stride of the teacher's maps (8) the
+            perturbations that ``OnlineDIFGSM(mode="carry")`` keeps stay about twice as strong from crop to crop.
         crop_prob, noise_prob: probability of the branch's augmentation; 1 and 0.3 as published.
         noise_std: sigma in 0..255 grey levels; 20.4 = 0.08 * 255. The sum is clamped to the valid range.
         rule: ``"any_large"`` (eq. 4: crop if any box has area >= tau), ``"no_small"`` (section 3.2: crop only
@@ -88,6 +91,7 @@ class AdaptiveFreqAug:
         box_format: str = "xyxy",
         on_degenerate: str = "error",
         min_kept: float = 0.0,
+        crop_align: int = 1,
         seed: int | None = 0,
     ) -> None:
         if not area_threshold >= 0:
@@ -103,6 +107,9 @@ class AdaptiveFreqAug:
             float(crop_ratio),
             float(noise_std),
         )
+        if isinstance(crop_align, bool) or not isinstance(crop_align, int) or crop_align < 1:
+            raise ValueError(f"crop_align must be a whole number of pixels >= 1, got {crop_align!r}")
+        self.crop_align = crop_align
         self.crop_prob = checks.check_probability("crop_prob", crop_prob)
         self.noise_prob = checks.check_probability("noise_prob", noise_prob)
         self.hflip_prob = checks.check_probability("hflip_prob", hflip_prob)
@@ -126,6 +133,7 @@ class AdaptiveFreqAug:
         names = [
             "area_threshold",
             "crop_ratio",
+            "crop_align",
             "crop_prob",
             "noise_prob",
             "noise_std",
@@ -223,7 +231,7 @@ class AdaptiveFreqAug:
         whole = (0, 0, size[1], size[0])
         wanted = wanted_branch(xyxy, scale, self.rule, self.area_threshold) if len(xyxy) else self.no_boxes
         if wanted == "crop" and crop_gate < self.crop_prob:
-            window = choose_window(xyxy, key, size, self.crop_ratio, self.min_kept)
+            window = choose_window(xyxy, key, size, self.crop_ratio, self.min_kept, self.crop_align)
             return (Branch.KEEP if window == whole else Branch.CROP), window, flip
         if wanted == "noise" and noise_gate < self.noise_prob and self.noise_std > 0:
             return Branch.NOISE, whole, flip

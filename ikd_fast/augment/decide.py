@@ -34,14 +34,20 @@ def wanted_branch(xyxy: np.ndarray, scale: tuple[float, float], rule: Rule, thre
     return "crop" if (large.any() if rule == "any_large" else large.all()) else "noise"
 
 
-def sample_window(key: tuple[int, int, int], index: int, size: tuple[int, int], crop_ratio: float) -> Window:
+def sample_window(
+    key: tuple[int, int, int], index: int, size: tuple[int, int], crop_ratio: float, align: int = 1
+) -> Window:
     """Try ``index`` of the CROP stream: sides int(f*side + .5), f_h and f_w ~ U[1 - r, 1) from words 0 and 1,
-    offsets int(u*(side - cropped + 1)) from words 2 (y) and 3 (x). ``key``: (seed, image id, epoch)."""
+    offsets int(u*(side - cropped + 1)) from words 2 (y) and 3 (x). ``key``: (seed, image id, epoch). ``align``: sides go to the
+    nearest multiple of it (at least one, at most the image's side), offsets are multiples."""
     height, width = size
     u_h, u_w, u_y, u_x = draw(*key, Stream.CROP, index)
     h = int((1 - crop_ratio + crop_ratio * u_h) * height + 0.5)
     w = int((1 - crop_ratio + crop_ratio * u_w) * width + 0.5)
-    y0, x0 = int(u_y * (height - h + 1)), int(u_x * (width - w + 1))
+    h, w = (min(max((n + align // 2) // align, 1) * align, side) for n, side in ((h, height), (w, width)))
+    y0, x0 = (
+        int(u * ((side - n) // align + 1)) * align for u, side, n in ((u_y, height, h), (u_x, width, w))
+    )
     return x0, y0, x0 + w, y0 + h
 
 
@@ -51,12 +57,13 @@ def choose_window(
     size: tuple[int, int],
     crop_ratio: float,
     min_kept: float = 0.0,
+    align: int = 1,
 ) -> Window:
     """The first window of ten that at least one box survives (see ``geometry.kept``), else the whole image."""
     x1, y1, x2, y2 = xyxy.T
     wanted = min_kept * (x2 - x1) * (y2 - y1)
     for index in range(CROP_TRIES):
-        window = left, top, right, bottom = sample_window(key, index, size, crop_ratio)
+        window = left, top, right, bottom = sample_window(key, index, size, crop_ratio, align)
         inside = (x1 < right) & (x2 > left) & (y1 < bottom) & (y2 > top)
         area = (np.minimum(x2, right) - np.maximum(x1, left)) * (np.minimum(y2, bottom) - np.maximum(y1, top))
         if (inside & (area >= wanted)).any():

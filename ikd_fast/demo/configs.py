@@ -10,6 +10,7 @@ from typing import Any
 from ikd_fast.demo.coco import Split
 from ikd_fast.demo.plan import Epochs
 from ikd_fast.demo.sampler import ChunkSampler
+from ikd_fast.mmdet.history import last_checkpoint
 
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
@@ -68,13 +69,6 @@ def set_run(cfg: Config, work_dir: Path, epochs: Epochs, *, seed: int, init: Pat
     cfg.load_from = str(last or init) if last or init else None
     cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     cfg.test_cfg = cfg.test_dataloader = cfg.test_evaluator = None
-
-
-def last_checkpoint(work_dir: Path) -> Path | None:
-    """The newest whole checkpoint of ``work_dir``, wherever that folder has been moved to since."""
-    pointer = work_dir / "last_checkpoint"
-    path = work_dir / Path(pointer.read_text().strip()).name if pointer.is_file() else None
-    return path if path is not None and path.is_file() else None
 
 
 def set_seed(cfg: Config, seed: int) -> None:

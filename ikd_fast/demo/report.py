@@ -16,7 +16,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from ikd_fast.demo.train import Advance
+from ikd_fast.mmdet.history import Advance
 
 COSTS = {"teacher": 1.5, "alone": 1.0, "fgd": 1.8, "fgd_ikd": 3.7}
 """Rough time of a step by model, relative to the student alone, so that the time left means something early."""

@@ -16,10 +16,11 @@ from ikd_fast.demo.evaluate import evaluate, load_model
 from ikd_fast.demo.plan import STUDENTS, TITLES, Epochs
 from ikd_fast.demo.report import Report
 from ikd_fast.demo.teacher import write_pth
-from ikd_fast.demo.train import seconds_per_step, train
+from ikd_fast.demo.train import train
 from ikd_fast.distill.teacher import read_weights
 from ikd_fast.files import write_json
 from ikd_fast.mmdet.export import export
+from ikd_fast.mmdet.history import seconds_per_step
 
 from mmdet.registry import MODELS
 from mmengine.config import Config

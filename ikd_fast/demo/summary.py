@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ikd_fast.demo.plan import Settings
-from ikd_fast.demo.seeds import Spread, spread
 from ikd_fast.files import write_json
+from ikd_fast.intervals import Spread, spread
 
 METRICS = ("AP", "AP50", "AP_S", "AP_M", "AP_L")
 Scores = dict[str, float | None]

@@ -8,8 +8,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from ikd_fast.demo.plan import TITLES
-from ikd_fast.demo.seeds import spread
 from ikd_fast.demo.summary import METRICS, Scores, gather
+from ikd_fast.intervals import spread
 
 
 def result_table(results: dict[str, Any], *, steps: int, images: dict[str, int], title: str) -> Table:

@@ -17,11 +17,12 @@ from ikd_fast.demo.evaluate import evaluate, load_model
 from ikd_fast.demo.plan import TITLES, Epochs
 from ikd_fast.demo.report import Report
 from ikd_fast.demo.summary import versions
-from ikd_fast.demo.train import seconds_per_step, train
+from ikd_fast.demo.train import train
 from ikd_fast.distill.teacher import load_strict, read_weights
 from ikd_fast.files import write_bytes, write_json
 from ikd_fast.mmdet.compat import load_checkpoint
 from ikd_fast.mmdet.export import read_checkpoint, student_weights
+from ikd_fast.mmdet.history import seconds_per_step
 
 from mmdet.registry import MODELS
 

@@ -1,5 +1,6 @@
 """The distillation step: a frozen teacher, feature taps, Algorithm 1."""
 
+from .engine import TeacherEngine
 from .ikd import IKD
 from .norms import suspend_running_stats
 from .renormalize import Renormalize
@@ -16,6 +17,7 @@ __all__ = [
     "StepBatch",
     "StepOutput",
     "StopAt",
+    "TeacherEngine",
     "load_strict",
     "read_weights",
     "suspend_running_stats",

@@ -10,12 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from ikd_fast.attack import AttackOutput, OnlineDIFGSM
+from ikd_fast.attack.memory import View
 from ikd_fast.attack.objectives import cls_objective
 from ikd_fast.augment import AdaptiveFreqAug
-from ikd_fast.losses import AdvFeatureLoss, DistillContext, KDLoss, build_loss
+from ikd_fast.losses import AdvFeatureLoss, KDLoss, build_loss
 from ikd_fast.pixels import PixelUnits
 
+from .calibration import Calibration
 from .copies import agreement, require_agreement
+from .joint import FeatureTask, JointForward, joint_forward
 from .norms import suspend_running_stats
 from .prepare import prepare_batch
 from .pyramids import MATCHES, match_pyramids
@@ -59,10 +62,17 @@ class IKD(nn.Module):
         example: ``[1, C, H, W]`` probe that tells channel counts at construction.
         token_grid: (h, w) of token features ``[N, L, C]``.
         match: ``"resize"`` accepts maps of different stride; default: an error.
+        joint_student: the student's clean and adversarial images in one forward. Its norms must be frozen, and ``task_loss`` must
+            have ``from_features(student, features, targets)`` too (:class:`~ikd_fast.distill.joint.FeatureTask`).
+        calibrate: in so many first steps, ``logs`` has each term's share of the student's gradient norm (one more backward pass
+            a term), and after them a term out of balance is warned of once, with the ``beta`` to write; 0: never.
+            Or a :class:`~ikd_fast.distill.calibration.Calibration`.
 
     Shape:
         ``step(images, targets, image_ids=ids, epoch=e, step=k) -> StepOutput``; images: list of ``[3, H, W]`` or
         ``[N, 3, H, W]``, uint8 or float in ``units``; targets: list of dicts with ``boxes`` (xyxy pixels) and ``labels``.
+        ``views=``: for ``OnlineDIFGSM(mode="carry")``, one :class:`~ikd_fast.attack.memory.View` an image where the loader has
+        flipped, cropped or resized it: what was done to the image that the id names. Default: nothing.
 
     >>> import torch
     >>> from ikd_fast import AdvFeatureLoss
@@ -100,7 +110,9 @@ class IKD(nn.Module):
         example: Tensor | None = None,
         token_grid: tuple[int, int] | None = None,
         match: str | None = None,
+        joint_student: bool = False,
         seed: int = 0,
+        calibrate: int | Calibration = 10,
     ) -> None:
         super().__init__()
         if match not in MATCHES:
@@ -134,6 +146,12 @@ class IKD(nn.Module):
         self.augment = augment
         self.stop_at = StopAt(stop_at, total_steps=total_steps)
         self.task_loss = task_loss or (lambda net, images, targets: net(images, targets))
+        if joint_student and not isinstance(self.task_loss, FeatureTask):
+            raise TypeError(
+                "joint_student=True needs a task_loss with from_features(student, features, targets) beside its call, got "
+                f"{type(self.task_loss).__name__}; write that method, or joint_student=False"
+            )
+        self.joint_student = joint_student
         self.victim = victim
         self.units = _units(units, attack, augment)
         if augment is not None and self.units is not None and augment.units != self.units:
@@ -143,6 +161,7 @@ class IKD(nn.Module):
         self.token_grid = token_grid
         self.match = match
         self.seed = seed
+        self.calibration = calibrate if isinstance(calibrate, Calibration) else Calibration(calibrate)
         self._names = unique_names(self.losses)
         if augment is not None and augment.box_format != "xyxy":
             raise ValueError(
@@ -206,9 +225,10 @@ class IKD(nn.Module):
         image_ids: Sequence[int | str] | Tensor,
         epoch: int,
         step: int | None = None,
+        views: Sequence[View] | None = None,
     ) -> StepOutput:
         """One step of Algorithm 1: augment, attack, both branches, losses. Call ``.total.backward()`` on the result."""
-        return self(images, targets, image_ids=image_ids, epoch=epoch, step=step)
+        return self(images, targets, image_ids=image_ids, epoch=epoch, step=step, views=views)
 
     def forward(
         self,
@@ -218,6 +238,7 @@ class IKD(nn.Module):
         image_ids: Sequence[int | str] | Tensor,
         epoch: int,
         step: int | None = None,
+        views: Sequence[View] | None = None,
     ) -> StepOutput:
         """As :meth:`step`, so that ``DistributedDataParallel(ikd)`` works."""
         active = self.active(epoch=epoch, step=step)
@@ -225,27 +246,33 @@ class IKD(nn.Module):
         batch = prepare_batch(
             images, targets, image_ids=image_ids, epoch=epoch, step=step, active=active,
             augment=self.augment if active else None, units=self.units, pad_divisor=self.pad_divisor, device=device,
+            views=views, needs_views=active and self.adversarial and bool(self.attack and self.attack.needs_views),
         )  # fmt: skip
         return self.run(batch)
 
     def run(self, batch: StepBatch) -> StepOutput:
         """The step on a prepared batch (what adapters call)."""
         self._require_own_place()
-        ctx = batch.context(self.seed)
         logs: dict[str, Tensor] = {}
-        terms, maps = self._clean_branch(batch)
+        teacher_maps, clean_maps = self._clean_teacher(batch)
+        adversarial, both = None, None
+        if self.adversarial and batch.active and self.joint_student:
+            adversarial = self._craft(batch, clean_maps, with_maps=True)
+            both = self._joint_forward(batch, adversarial.images) if len(adversarial.images) else None
+        terms, maps = self._clean_branch(batch, both)
         if len(self.losses):
-            teacher_maps = self.teacher.pyramids(batch.clean, self._teacher_sources(self.losses), batch.sizes)
+            ctx = batch.context(self.seed)
             for loss, name, s, t in zip(self.losses, self._names, maps, teacher_maps, strict=True):
                 s, t = self._matched(loss, s, t, batch.clean)
                 terms[f"kd/{name}"] = weighted(loss(s, t, ctx), 1.0, f"kd/{name}", logs)
         if self.adversarial and batch.active:
-            adversarial = self.craft(batch)
-            terms["kd/adv"] = self._adversarial_branch(batch, adversarial, ctx, logs)
+            adversarial = adversarial or self._craft(batch, clean_maps, with_maps=True)
             logs.update(self._attack_logs(adversarial))
-        if self.adversarial and not batch.active:
-            # The branch is over, but DistributedDataParallel still waits for its loss's parameters; in a term, since an
-            # adapter may sum the terms itself.
+            if len(adversarial.images):
+                terms["kd/adv"] = self._adversarial_branch(batch, adversarial, logs, both)
+        if self.adversarial and "kd/adv" not in terms:
+            # Nothing to attack here, or the branch is over; but DistributedDataParallel still waits for its loss's parameters. In
+            # a term, since an adapter may sum the terms itself.
             first = next(iter(terms))
             terms[first] = sum((0 * p.sum() for p in self.adv_loss.parameters()), start=terms[first])
         total = sum(terms.values(), start=batch.clean.new_zeros(()))
@@ -254,10 +281,15 @@ class IKD(nn.Module):
             logs["aug/noise_frac"] = torch.tensor(float(batch.plan.noise_frac))
         for name, term in terms.items():
             logs[f"share/{log_key(name)}"] = (term / total).detach()
+        if self.calibration.active:
+            logs.update(self.calibration.observe(terms, self.student, beta=self.beta, step=batch.step))
         return StepOutput(total, terms, logs, batch.plan)
 
     def craft(self, batch: StepBatch) -> AttackOutput:
-        """Adversarial examples of the teacher on x_geo."""
+        """Adversarial examples of the teacher on x_geo; in mode ``carry`` this is a visit, which moves what is kept."""
+        return self._craft(batch, None, with_maps=False)
+
+    def _craft(self, batch: StepBatch, clean_maps: list[Tensor] | None, *, with_maps: bool) -> AttackOutput:
         if self.attack is None:
             raise RuntimeError("this IKD has no attack: build it with attack=OnlineDIFGSM(...)")
         self._require_own_place()
@@ -271,10 +303,41 @@ class IKD(nn.Module):
             epoch=batch.epoch,
             sizes=batch.sizes,
             units=self.units,
+            views=batch.views,
+            clean_maps=clean_maps,
+            with_maps=with_maps,
+            step=batch.step,
         )
 
-    def _clean_branch(self, batch: StepBatch) -> tuple[dict[str, Tensor], list[list[Tensor]]]:
+    def _clean_teacher(self, batch: StepBatch) -> tuple[list[list[Tensor]], list[Tensor] | None]:
+        """The teacher's maps of x_data for each loss, and for the attack where it can use them: one forward for all."""
+        sources = self._teacher_sources(self.losses)
+        attack = self.attack if self.adversarial and batch.active else None
+        wanted = attack is not None and attack.reads_clean_maps and not hasattr(self.victim, "features")
+        adv = self._teacher_sources([self.adv_loss]) if wanted else []
+        if not sources:
+            return [], None
+        # A tap costs nothing, a callable its own forward.
+        more = [source for source in adv if source not in sources and not callable(source)]
+        maps = self.teacher.pyramids(batch.clean, [*sources, *more], batch.sizes)
+        known = adv and (adv[0] in sources or more)
+        clean = maps[sources.index(adv[0]) if adv[0] in sources else -1] if known else None
+        return maps[: len(sources)], clean
+
+    def _joint_forward(self, batch: StepBatch, images: Tensor) -> JointForward:
+        sources = [self._source(loss, self.features) for loss in self.losses]
+        source = self._source(self.adv_loss, self.features)
+        return joint_forward(
+            self.student, batch.clean, images, sources, [source], call=self.call, grid=self.token_grid
+        )
+
+    def _clean_branch(
+        self, batch: StepBatch, both: JointForward | None = None
+    ) -> tuple[dict[str, Tensor], list[list[Tensor]]]:
         targets = batch.targets if batch.task_targets is None else batch.task_targets
+        if both is not None:
+            task: Any = self.task_loss
+            return task_terms(task.from_features(self.student, both.features, targets)), both.clean
         sources = [self._source(loss, self.features) for loss in self.losses]
         paths = [s for s in sources if not callable(s)]
         result: list[Any] = []
@@ -291,25 +354,39 @@ class IKD(nn.Module):
         return task_terms(value), maps
 
     def _adversarial_branch(
-        self, batch: StepBatch, adversarial: AttackOutput, ctx: DistillContext, logs: dict[str, Tensor]
+        self,
+        batch: StepBatch,
+        adversarial: AttackOutput,
+        logs: dict[str, Tensor],
+        both: JointForward | None = None,
     ) -> Tensor:
-        images = adversarial.images
+        images, t = adversarial.images, adversarial.maps or []
+        ctx = batch.context(self.seed, adversarial.rows)
         source = self._source(self.adv_loss, self.features)
-        with suspend_running_stats(self.student):
-            (s,) = run_tapped(
-                self.student, [source], lambda: self.call(self.student, images), images, self.token_grid
-            )
-        (t,) = self.teacher.pyramids(images, self._teacher_sources([self.adv_loss]), batch.sizes)
+        if both is not None:
+            (s,) = both.adversarial
+        else:
+            with suspend_running_stats(self.student):
+                (s,) = run_tapped(
+                    self.student, [source], lambda: self.call(self.student, images), images, self.token_grid
+                )
         s, t = self._matched(self.adv_loss, s, t, images)
         return weighted(self.adv_loss(s, t, ctx), self.beta, "kd/adv", logs)
 
     def _attack_logs(self, out: AttackOutput) -> dict[str, Tensor]:
         grey = self.units.grey_level(out.delta) if self.units is not None else 1.0
-        logs = {"attack/linf": (out.delta / grey).abs().amax()}
+        logs = {"attack/gradients": torch.tensor(float(out.gradient_evals))}
+        if out.rows is not None:
+            logs["attack/images"] = torch.tensor(float(len(out.rows)))
+        if not len(out.images):
+            return logs
+        logs["attack/linf"] = (out.delta / grey).abs().amax()
+        if out.memory_hits is not None:
+            logs["attack/memory_hit"] = torch.tensor(out.memory_hits / len(out.images))
         if out.objective:
             first, last = out.objective[0].float().mean(), out.objective[-1].float().mean()
             logs["attack/objective"] = first
-            if len(out.objective) > 1:
+            if len(out.objective) > 1 and out.memory_hits is None:
                 logs["attack/gain"] = last / first
         if out.nonfinite is not None:
             logs["attack/nonfinite"] = out.nonfinite.float().sum()

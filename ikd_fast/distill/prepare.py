@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ikd_fast.attack.memory import View
 from ikd_fast.augment import AdaptiveFreqAug, AugPlan
 from ikd_fast.augment.checks import as_boxes, counted_boxes, host_ids
 from ikd_fast.kernels import augment_batch, draw
@@ -28,6 +29,8 @@ def prepare_batch(
     units: PixelUnits | None,
     pad_divisor: int,
     device: torch.device,
+    views: Sequence[View] | None = None,
+    needs_views: bool = False,
 ) -> StepBatch:
     """Plan and apply the augmentation, bring uint8 to the nets' units, stack with zeros at the bottom right."""
     if len(images) == 0:
@@ -40,6 +43,7 @@ def prepare_batch(
             got = len(given) if hasattr(given, "__len__") else given
             raise ValueError(f"{name} must have one entry per image: expected {len(images)}, got {got}")
     plan = None if augment is None else augment.plan_for(images, targets, image_ids=ids, epoch=epoch)
+    kept = _views(views, images, targets, plan) if needs_views else None
     if units is not None and all(x.dtype == torch.uint8 and x.dim() == 3 and len(x) == 3 for x in images):
         if augment is not None and plan is not None:
             targets = augment.apply_to_targets(images, targets, plan)
@@ -59,8 +63,29 @@ def prepare_batch(
         same = plan is None or plan.noise_frac == 0
         x_data = x_geo if same else _stack(noisy, sizes, units, pad_divisor, device)
     return StepBatch(
-        x_data, x_geo, _to(targets, device), sizes, ids, int(epoch), int(step or 0), active, plan
+        x_data, x_geo, _to(targets, device), sizes, ids, int(epoch), int(step or 0), active, plan, views=kept
     )
+
+
+def _views(
+    views: Sequence[View] | None, images: Tensor | Sequence[Tensor], targets: Any, plan: AugPlan | None
+) -> list[View]:
+    """The user's views, or those of images that nothing was done to, and then the plan's window and flip."""
+    sizes = [_size(image, targets, i) for i, image in enumerate(images)]
+    given = [View.identity(size) for size in sizes] if views is None else list(views)
+    if len(given) != len(sizes) or any(v.size != size for v, size in zip(given, sizes, strict=False)):
+        raise ValueError(
+            f"views must say where each image lies, one of its (h, w) for each: expected {sizes}, got {[v.size for v in given]}"
+        )
+    return planned_views(given, plan)
+
+
+def planned_views(views: Sequence[View], plan: AugPlan | None) -> list[View]:
+    """Views after window and flip of the plan."""
+    if plan is None:
+        return list(views)
+    windows, flips = plan.window.tolist(), plan.flip.tolist()
+    return [v.crop(tuple(w)).flip(bool(f)) for v, w, f in zip(views, windows, flips, strict=True)]
 
 
 def _from_pixels(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ikd_fast.attack.memory import View
+from ikd_fast.attack.rows import take
 from ikd_fast.augment import AugPlan
 from ikd_fast.losses import DistillContext
 
@@ -26,6 +29,8 @@ class StepBatch:
         active: whether the augmentation and the adversarial branch are on in this step.
         plan: what the augmentation did, if anything.
         task_targets: what ``task_loss`` gets; ``targets`` unless given.
+        views: where in its canonical image each image of ``geo`` lies, for an attack that keeps perturbations; None: it is the
+            canonical image.
     """
 
     clean: Tensor
@@ -38,12 +43,14 @@ class StepBatch:
     active: bool = True
     plan: AugPlan | None = None
     task_targets: Any = None
+    views: list[View] | None = None
 
-    def context(self, seed: int) -> DistillContext:
-        """For the losses: boxes on the images' device, an empty list of boxes where targets have none."""
+    def context(self, seed: int, rows: Sequence[int] | None = None) -> DistillContext:
+        """For the losses: boxes on the images' device, an empty list of boxes where targets have none. ``rows``: of these images."""
         dicts = self.targets if isinstance(self.targets, (list, tuple)) else []
         boxes, labels = [], []
-        for i in range(len(self.sizes)):
+        rows = range(len(self.sizes)) if rows is None else rows
+        for i in rows:
             target = dicts[i] if i < len(dicts) and isinstance(dicts[i], dict) else {}
             found = torch.as_tensor(target.get("boxes", torch.zeros(0, 4))).reshape(-1, 4)
             boxes.append(found.to(self.clean.device, torch.float32, non_blocking=True))
@@ -52,9 +59,9 @@ class StepBatch:
         return DistillContext(
             boxes=boxes,
             labels=labels,
-            image_sizes=self.sizes,
+            image_sizes=take(self.sizes, rows),
             input_size=(self.clean.shape[-2], self.clean.shape[-1]),
-            image_ids=self.image_ids,
+            image_ids=take(self.image_ids, rows),
             epoch=self.epoch,
             step=self.step,
             seed=seed,
@@ -68,9 +75,11 @@ class StepOutput:
     Attributes:
         total: scalar to call ``backward()`` on: L_GT + L_T (weights inside the losses) + beta L_adv.
         terms: its addends, with graph: ``task/<name>``, ``kd/<loss>``, ``kd/adv``. They sum to ``total``.
-        logs: detached scalars for any logger: ``kd/<loss>.<level>``, ``share/<term>``, ``aug/crop_frac``, ``aug/noise_frac``,
-            ``attack/linf`` (grey levels), ``attack/objective``, ``attack/gain`` (iterative: last over first objective). No key
-            contains the word that trainers sum by.
+        logs: detached scalars for any logger: ``kd/<loss>.<level>``, ``share/<term>``, ``gradshare/<term>``
+            (first steps: :class:`~ikd_fast.distill.calibration.Calibration`), ``aug/crop_frac``, ``aug/noise_frac``,
+            ``attack/linf`` (grey levels), ``attack/objective``, ``attack/gain`` (iterative: last over first objective),
+            ``attack/gradients`` (of the teacher, an image), ``attack/memory_hit`` (carry: share of the images that had a
+            perturbation), ``attack/images`` (fraction: how many were attacked). No key contains the word that trainers sum by.
         plan: the augmentation's plan.
     """
 

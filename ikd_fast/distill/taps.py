@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -121,6 +121,24 @@ def _versions(value: object) -> list[int]:
         else [value]
     )
     return [v._version for v in values if isinstance(v, Tensor) and not v.is_inference()]
+
+
+def run_tapped(
+    net: nn.Module,
+    sources: Sequence[Any],
+    run: Callable[[], Any],
+    images: Tensor,
+    grid: tuple[int, int] | None,
+) -> list[list[Tensor]]:
+    """One ``run()`` with every path source tapped; callable sources ``(net, images)`` run by themselves."""
+    captured: dict[int, list[Tensor]] = {}
+    with ExitStack() as stack:
+        for i, source in enumerate(sources):
+            if not callable(source):
+                captured[i] = stack.enter_context(FeatureTap(net, source, grid=grid).capture())
+        if captured:
+            run()
+    return [captured[i] if i in captured else as_pyramid(s(net, images), grid) for i, s in enumerate(sources)]
 
 
 def as_pyramid(value: object, grid: tuple[int, int] | None = None) -> list[Tensor]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import pickle
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from .taps import FeatureTap, as_pyramid
+from .engine import EngineCheck, EngineRun, TeacherEngine
+from .taps import run_tapped
 
 Sizes = Sequence[tuple[int, int]] | None
 
@@ -20,17 +22,29 @@ class FrozenTeacher:
 
     It is not an ``nn.Module``: nothing of it appears in ``parameters()``, ``state_dict()`` or DDP of what holds it, and
     ``copy.deepcopy`` (an EMA of the holder) shares it. The net itself is switched to eval mode and ``requires_grad_(False)``
-    in place.
+    in place, and never changed otherwise: what an ``engine`` changes it changes in a copy that shares the rest.
 
     Args:
         net: the teacher, weights loaded.
         call: ``(net, images) -> anything``; how a forward is run. Default ``net(images)``.
         convert: maps images from the student's pixel units to the teacher's (default: the same).
         grid: (h, w) of token features.
+        engine: how forwards are run, ``TeacherEngine(...)`` or ``dict(fold_bn=True, dtype="bfloat16", ...)``; None: the net as it
+            is. The first forward of every set of sources is compared with the net's own, in the net's dtype.
+        trace: ``(net, images) -> anything``: the forward in which the engine looks for norms to fold; it should run what features
+            and class loss run. Default ``call``.
+
+    A class loss goes through the engine too where it asks the teacher, ``victim=lambda x, y: F.cross_entropy(teacher(x), y)``.
 
     >>> teacher = FrozenTeacher(nn.Sequential(nn.Conv2d(3, 4, 1)))
     >>> [tuple(m.shape) for m in teacher.features(torch.zeros(1, 3, 5, 5), "0")]
     [(1, 4, 5, 5)]
+    >>> folded = FrozenTeacher(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)), engine=dict(fold_bn=True, report=None))
+    >>> [tuple(m.shape) for m in folded.features(torch.rand(1, 3, 5, 5), "1")], folded.running
+    ([(1, 4, 5, 5)], Sequential(
+      (0): Conv2d(3, 4, kernel_size=(1, 1), stride=(1, 1))
+      (1): Identity()
+    ))
     """
 
     def __init__(
@@ -40,6 +54,8 @@ class FrozenTeacher:
         call: Callable[[nn.Module, Tensor], Any] | None = None,
         convert: Callable[[Tensor, Sequence[tuple[int, int]] | None], Tensor] | None = None,
         grid: tuple[int, int] | None = None,
+        engine: TeacherEngine | Mapping[str, Any] | None = None,
+        trace: Callable[[nn.Module, Tensor], Any] | None = None,
     ) -> None:
         if not isinstance(net, nn.Module):
             raise TypeError(f"teacher must be a torch.nn.Module, got {type(net).__name__}")
@@ -48,6 +64,12 @@ class FrozenTeacher:
         self.convert = convert
         self.grid = grid
         self.loaded: LoadedKeys | None = None
+        self.engine = TeacherEngine.of(engine)
+        self._run = (
+            None
+            if self.engine is None
+            else EngineRun(self.net, self.engine, self.call, trace or self.call, grid)
+        )
 
     @classmethod
     def from_checkpoint(
@@ -80,7 +102,62 @@ class FrozenTeacher:
         self.net.eval()
         if self.convert is not None:
             images = self.convert(images, sizes)
+        if self._run is not None:
+            return self._run.pyramids(images, sources)
         return run_tapped(self.net, sources, lambda: self.call(self.net, images), images, self.grid)
+
+    @property
+    def running(self) -> nn.Module:
+        """The net that forwards run: ``net``, or the engine's copy of it. It is made again when ``net`` moves or is loaded."""
+        return self.net if self._run is None else self._run.net()
+
+    @contextmanager
+    def entered(self, images: Tensor) -> Iterator[tuple[nn.Module, Tensor]]:
+        """``running`` and ``images`` (in the teacher's units) as it takes them, within its precision; graphs are kept.
+
+        >>> teacher = FrozenTeacher(nn.Conv2d(3, 4, 1), engine=dict(dtype="bfloat16", report=None))
+        >>> with teacher.entered(torch.zeros(1, 3, 5, 5)) as (net, images):
+        ...     net(images).dtype
+        torch.bfloat16
+        """
+        if self._run is None:
+            yield self.net.eval(), images
+            return
+        net = self._run.net()
+        with self._run.entered(images) as x:
+            yield net, x
+
+    @contextmanager
+    def eager(self) -> Iterator[None]:
+        """Forwards run module by module on ``running``, as hooks and overridden methods need it, whatever is compiled."""
+        if self._run is None:
+            yield
+            return
+        before, self._run.eager = self._run.eager, True
+        try:
+            yield
+        finally:
+            self._run.eager = before
+
+    def outputs(self, value: Any) -> Any:
+        """Tensors that a forward within :meth:`entered` gave, as :meth:`watch` gives them."""
+        return value if self._run is None else self._run.outputs(value)
+
+    def __call__(self, images: Tensor) -> Any:
+        """What ``call`` gives for images in the teacher's units, with the graph to them; half precision comes back as float32."""
+        with self.entered(images) as (net, x):
+            out = self.call(net, x)
+        return self.outputs(out)
+
+    @property
+    def gradients_in_half(self) -> bool:
+        """Whether gradients to the images pass through float16, and so want to be scaled."""
+        return self.engine is not None and self.engine.torch_dtype == torch.float16
+
+    @property
+    def checks(self) -> list[EngineCheck]:
+        """The engine's self-checks so far."""
+        return [] if self._run is None else list(self._run.checks)
 
     def to(self, *args: Any, **kwargs: Any) -> FrozenTeacher:
         """Move the net, in place."""
@@ -88,7 +165,7 @@ class FrozenTeacher:
         return self
 
     def fingerprint(self) -> str:
-        """sha256 over names, shapes and bytes of all weights and buffers."""
+        """sha256 over names, shapes and bytes of all weights and buffers, as given: no engine changes it."""
         digest = hashlib.sha256()
         for name, value in sorted(self.net.state_dict().items()):
             data = value.detach().cpu().contiguous()
@@ -100,27 +177,9 @@ class FrozenTeacher:
         return self
 
     def __repr__(self) -> str:
-        return f"FrozenTeacher({type(self.net).__name__}, {sum(p.numel() for p in self.net.parameters()) / 1e6:.1f} M weights)"
-
-
-def run_tapped(
-    net: nn.Module,
-    sources: Sequence[Any],
-    run: Callable[[], Any],
-    images: Tensor,
-    grid: tuple[int, int] | None,
-) -> list[list[Tensor]]:
-    """One ``run()`` with every path source tapped; callable sources ``(net, images)`` run by themselves."""
-    from contextlib import ExitStack
-
-    captured: dict[int, list[Tensor]] = {}
-    with ExitStack() as stack:
-        for i, source in enumerate(sources):
-            if not callable(source):
-                captured[i] = stack.enter_context(FeatureTap(net, source, grid=grid).capture())
-        if captured:
-            run()
-    return [captured[i] if i in captured else as_pyramid(s(net, images), grid) for i, s in enumerate(sources)]
+        engine = "" if self._run is None else f", engine: {self._run.options}"
+        weights = sum(p.numel() for p in self.net.parameters()) / 1e6
+        return f"FrozenTeacher({type(self.net).__name__}, {weights:.1f} M weights{engine})"
 
 
 class LoadedKeys(NamedTuple):

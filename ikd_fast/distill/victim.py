@@ -9,7 +9,9 @@ from typing import Any
 from torch import Tensor
 
 from ikd_fast.attack import AttackBatch
+from ikd_fast.attack.rows import take
 
+from .taps import FeatureTap
 from .teacher import FrozenTeacher
 
 
@@ -25,12 +27,55 @@ class StepVictim:
         """The pyramid at ``source``, with the graph to ``images``; a victim's own where it has one."""
         if hasattr(self.victim, "features"):
             return list(self.victim.features(self._converted(images)))
+        return self.maps(images)
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """The pyramid at ``source``: what is distilled, whatever a victim's own features are."""
         return self.teacher.watch(images, [self.source], self.sizes)[0]
+
+    @property
+    def distils_features(self) -> bool:
+        """Whether :meth:`features` are the maps that are distilled."""
+        return not hasattr(self.victim, "features")
 
     def cls_loss(self, images: Tensor, targets: Any) -> Tensor:
         """The victim's classification loss, ``[N]`` or a scalar."""
         loss = getattr(self.victim, "cls_loss", self.victim)
         return loss(self._converted(images), targets)
+
+    @property
+    def gradients_in_half(self) -> bool:
+        """Whether the gradient passes through the teacher's float16, and so wants to be scaled."""
+        return self.teacher.gradients_in_half
+
+    def select(self, rows: Sequence[int]) -> StepVictim:
+        """The same for some images of the batch."""
+        return StepVictim(self.teacher, self.source, self.victim, take(self.sizes, rows))
+
+    def joint(self, batch: AttackBatch) -> tuple[list[Tensor], Tensor]:
+        """Maps at ``source`` and class loss from one forward of the teacher, both with their graph.
+
+        A victim with ``joint(batch, forward)`` runs ``forward()``, which gives the maps, and makes its loss of what the teacher
+        computed there; of any other, the teacher's forward inside its loss is watched.
+        """
+        images = self._converted(batch.images)
+        if hasattr(self.victim, "joint"):
+            converted = replace(batch, images=images, make_clean=lambda: self._converted(batch.clean))
+            return self.victim.joint(
+                converted, lambda: self.teacher.watch(batch.images, [self.source], self.sizes)[0]
+            )
+        if callable(self.source):
+            raise TypeError(
+                "mode='carry' takes features and class loss from one forward of the teacher: expected features= as a module path, "
+                f"or a victim with joint(batch, forward), got the callable {getattr(self.source, '__name__', self.source)!r} and "
+                f"{type(self.victim).__name__}"
+            )
+        loss = getattr(self.victim, "cls_loss", self.victim)
+        found: list[Tensor] = []
+        # With an engine the loss has to ask the teacher, not its net.
+        with FeatureTap(self.teacher.running, self.source, grid=self.teacher.grid).capture() as maps:
+            found.append(loss(images, batch.targets))
+        return self.teacher.outputs(maps), found[0]
 
     def keyed_cls_loss(self, batch: AttackBatch) -> Tensor:
         """As :meth:`cls_loss`, with what keys the draws of a victim that asks for it."""

@@ -76,6 +76,11 @@ class AdaptiveFreqAugTransform(BaseTransform):
         if results.get("gt_seg_map") is not None:
             seg = results["gt_seg_map"][y0:y1, x0:x1]
             results["gt_seg_map"] = np.ascontiguousarray(seg[:, ::-1] if flip else seg)
+        here = np.array(
+            [[-1 if flip else 1, 0, x1 if flip else -x0], [0, 1, -y0], [0, 0, 1]], dtype=np.float32
+        )
+        there = results.get("homography_matrix")
+        results["homography_matrix"] = here if there is None else here @ there
         if flip:
             results["flip"], results["flip_direction"] = mirrored(
                 results.get("flip", False), results.get("flip_direction")

@@ -57,6 +57,8 @@ def render(facts: Mapping[str, Any]) -> str:
     else:
         rows.append(("kd/adv", f"beta {adversarial['beta']:g} x {loss_line(adversarial['loss'])}"))
         rows.append(("attack", attack(adversarial["attack"])))
+    if facts["memory"] is not None:
+        rows.append(("memory", memory(facts["memory"])))
     rows.append(("augment", augment(facts["augment"])))
     if facts["batch_augments"]:
         rows.append(("batch", f"augmented by {', '.join(facts['batch_augments'])} (batch_augments)"))
@@ -117,6 +119,15 @@ def attack(facts: Mapping[str, Any]) -> str:
         f"OnlineDIFGSM {facts['mode']}, objective {facts['objective']}, {settings}, {start}, {gradients} teacher "
         f"gradient{'' if gradients == 1 else 's'} a step, seed {facts['seed']}"
     )
+
+
+def memory(facts: Mapping[str, Any]) -> str:
+    cells = "each pixel" if facts["stride"] == 1 else f"{facts['stride']} x {facts['stride']} pixels"
+    text = (
+        f"perturbations kept in {facts['bits']} bits ({facts['levels']} levels, {facts['spacing']:g} grey levels apart) for {cells} of "
+        f"the canonical image ({facts['canonical']})"
+    )
+    return f"{text}: {facts['forecast']}" if facts["forecast"] else text
 
 
 def augment(facts: Mapping[str, Any] | None) -> str:

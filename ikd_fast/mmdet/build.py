@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from ikd_fast.distill import FrozenTeacher, Renormalize, load_strict
+from ikd_fast.distill import FrozenTeacher, Renormalize, TeacherEngine, load_strict
 from ikd_fast.distill.teacher import read_file, weights_of
 from ikd_fast.pixels import PixelUnits
 
+from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
 from mmdet.registry import MODELS
 from mmengine.config import Config, ConfigDict
+from mmengine.logging import print_log
 from mmengine.runner import CheckpointLoader
 
 from .classes import Names, names_in_header, names_of
@@ -93,8 +97,13 @@ def build_teacher(
     call: Any,
     *,
     allow_random: bool = False,
+    engine: TeacherEngine | Mapping[str, Any] | None = None,
 ) -> FrozenTeacher:
-    """The teacher with every weight loaded, or an error listing what does not fit."""
+    """The teacher with every weight loaded, or an error listing what does not fit.
+
+    Args:
+        engine: how it is run (:class:`~ikd_fast.distill.TeacherEngine`); what it says of its self-check goes to mmengine's log.
+    """
     net = build_detector(without_init(config))
     loaded = None
     if checkpoint is None:
@@ -111,9 +120,29 @@ def build_teacher(
         if getattr(module, "with_cp", False):
             # It saves nothing where no weight has a gradient, and has none for the images the attack asks about.
             module.with_cp = False
-    teacher = FrozenTeacher(net, call=call, convert=None if convert.identity else convert)
+    options = TeacherEngine.of(engine)
+    if options is not None and options.report is print:
+        options = replace(options, report=_log)
+    teacher = FrozenTeacher(
+        net,
+        call=call,
+        convert=None if convert.identity else convert,
+        engine=options,
+        trace=_features_and_heads,
+    )
     teacher.loaded = loaded
     return teacher
+
+
+def _log(line: str) -> None:
+    print_log(f"ikd_fast: {line}", logger="current", level=logging.INFO)
+
+
+def _features_and_heads(net: Any, images: Tensor) -> list[Any]:
+    """What a folded norm must not change: the pyramid, and what the dense heads make of it."""
+    maps = net.extract_feat(images)
+    heads = [getattr(net, name, None) for name in ("bbox_head", "rpn_head")]
+    return [maps, *(head(maps) for head in heads if isinstance(head, BaseDenseHead))]
 
 
 class NamedWeights(NamedTuple):

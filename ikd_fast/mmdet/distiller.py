@@ -8,8 +8,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ikd_fast.attack.memory import View
 from ikd_fast.augment import AugPlan
 from ikd_fast.distill import IKD, Renormalize, StepBatch
+from ikd_fast.distill.calibration import Calibration
 
 from mmdet.registry import MODELS
 from mmengine.logging import print_log
@@ -19,6 +21,7 @@ from .banner import render
 from .build import build_detector, build_teacher, common_divisor, num_classes, preprocessor_facts
 from .classes import attacks_classes, check_counts
 from .facts import collect
+from .joint import DetectorTask
 from .preprocessor import IKDDetDataPreprocessor
 from .progress import Progress
 from .samples import to_targets
@@ -51,6 +54,11 @@ class IKDDistiller(BaseModel):
         init_student: load the teacher's weights outside its backbone into the student first (FGD's "inheriting").
         include_rpn: attack the RPN's class loss too (two-stage).
         seed: keys every draw of augmentation, attack and losses; ``augment`` and ``attack`` may name their own.
+        joint_student: the student's clean and adversarial images in one forward; its norms must be frozen (``norm_eval=True``).
+        teacher_engine: how the teacher is run: ``dict(fold_bn=True, dtype="bfloat16", ...)``
+            (:class:`~ikd_fast.distill.TeacherEngine`); None: as its config has it.
+        calibrate: first steps in which each term's share of the student's gradient norm is logged (``gradshare/<term>``); a term
+            out of balance is then warned of once. 0: none.
         allow_random_teacher: for tests.
 
     Checkpoints hold the student under its own names; weights of the losses are kept beside it (``kd_state_dict``), so
@@ -74,6 +82,9 @@ class IKDDistiller(BaseModel):
         include_rpn: bool = False,
         match: str | None = None,
         seed: int = 0,
+        joint_student: bool = False,
+        teacher_engine: Mapping[str, Any] | None = None,
+        calibrate: int = 10,
         allow_random_teacher: bool = False,
         init_cfg: Any = None,
         data_preprocessor: Any = None,
@@ -96,7 +107,14 @@ class IKDDistiller(BaseModel):
         call = forward_for([features, teacher_features, *map(source_of, (*chosen, branch.loss))])
         super().__init__(data_preprocessor=lifted, init_cfg=init_cfg)
         convert = Renormalize(units, t_units, flip_channels=turned != t_turned)
-        teacher = build_teacher(teacher_cfg, teacher_ckpt, convert, call, allow_random=allow_random_teacher)
+        teacher = build_teacher(
+            teacher_cfg,
+            teacher_ckpt,
+            convert,
+            call,
+            allow_random=allow_random_teacher,
+            engine=teacher_engine,
+        )
         attack = None if branch.attack is None else build_attack(branch.attack, seed)
         detector = build_detector(student_cfg)
         self.init_student = init_student
@@ -111,17 +129,20 @@ class IKDDistiller(BaseModel):
             beta=branch.beta,
             adv_loss=None if branch.loss is None else build_kd_loss(branch.loss),
             stop_at=stop_at,
-            task_loss=self._task,
+            task_loss=DetectorTask(self._terms, call) if joint_student else self._task,
+            joint_student=joint_student,
             victim=MMDetVictim(teacher, include_rpn=include_rpn),
             call=call,
             units=units,
             match=match,
             seed=seed,
+            calibrate=Calibration(calibrate, say=say),
         )
         self._register_state_dict_hook(export_keys)
         self._extras: dict[str, Any] = {}
         preprocessor: IKDDetDataPreprocessor = self.data_preprocessor
         preprocessor.is_active = self.is_active
+        preprocessor.needs_views = self.ikd.adversarial and getattr(attack, "needs_views", False)
         if attack is not None and attack.objective_name == "cls":
             preprocessor.teacher_classes = num_classes(teacher.net)
             names = None if teacher.loaded is None else teacher.loaded.classes
@@ -165,6 +186,7 @@ class IKDDistiller(BaseModel):
         geo: Tensor | None = None,
         plan: AugPlan | None = None,
         image_keys: list[int] | None = None,
+        views: list[View] | None = None,
     ) -> Any:
         """``mode="loss"``: the distillation step. ``"predict"`` and ``"tensor"``: the student's."""
         if mode != "loss":
@@ -185,6 +207,7 @@ class IKDDistiller(BaseModel):
             active=self.is_active(),
             plan=plan,
             task_targets=data_samples,
+            views=views,
         )
         out = self.ikd.run(batch)
         # mmengine sums every key containing "loss"; everything else is logged only.
@@ -198,8 +221,11 @@ class IKDDistiller(BaseModel):
 
     def _task(self, net: Any, images: Tensor, samples: Any) -> dict[str, Tensor]:
         """The detector's losses as scalars, by their own names; what is not a loss is kept for the log."""
+        return self._terms(net.loss(images, samples))
+
+    def _terms(self, losses: dict[str, Any]) -> dict[str, Tensor]:
         terms = {}
-        for name, value in net.loss(images, samples).items():
+        for name, value in losses.items():
             scalar = value.mean() if isinstance(value, Tensor) else sum(v.mean() for v in value)
             if "loss" in name:
                 terms[name] = scalar
@@ -214,6 +240,12 @@ class IKDDistiller(BaseModel):
     def describe(self) -> str:
         """What is distilled into what: the lines that are logged when training starts, as far as the model knows them."""
         return render(collect(self))
+
+
+def say(text: str, is_warning: bool) -> None:
+    """Into the Runner's log."""
+    level = logging.WARNING if is_warning else logging.INFO
+    print_log(f"ikd_fast: {text}", logger="current", level=level)
 
 
 def lift_preprocessor(config: Mapping[str, Any], augment: Any, divisor: int) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from . import banner
 from .classes import names_of_config
 from .errors import InputError
 from .facts import collect, run_facts
+from .memory import memory_facts
 from .pipeline_checks import pipeline_of
 
 DEFAULT_SIZE = (800, 1333)
@@ -41,10 +42,13 @@ def explain(
     divisor = model.data_preprocessor.pad_size_divisor
     given, why = (size, "--size") if size is not None else pipeline_size(cfg)
     height, width = (math.ceil(side / divisor) * divisor for side in given)
-    run = run_of(cfg, ranks=ranks)
+    dataset = data_at_hand(cfg)
+    run = run_of(cfg, ranks=ranks, dataset=dataset)
     if run["max_iters"] is not None:
         model.set_total_steps(run["max_iters"])
     facts = collect(model, size=(height, width), run=run)
+    if facts["memory"] is not None and dataset is not None:
+        facts["memory"].update(memory_facts(model.ikd.attack.memory, dataset))
     facts["config"] = name
     facts["teacher"].update(
         config=wanted["config"], checkpoint_of_config=wanted["checkpoint"], weights_read=weights
@@ -117,12 +121,14 @@ def pipeline_size(cfg: Any) -> tuple[tuple[int, int], str]:
     return found or (DEFAULT_SIZE, "mmdet's usual scale: the pipeline names none")
 
 
-def run_of(cfg: Any, *, ranks: int = 1) -> dict[str, Any]:
-    """:func:`~ikd_fast.mmdet.facts.run_facts` of a config; images are counted where the data set is present."""
+def run_of(cfg: Any, *, ranks: int = 1, dataset: Any = None) -> dict[str, Any]:
+    """:func:`~ikd_fast.mmdet.facts.run_facts` of a config; images are counted where the data set is present (``dataset``)."""
     loader, loop = cfg.get("train_dataloader") or {}, cfg.get("train_cfg") or {}
     batch = int(loader.get("batch_size", 1))
     by_iter = loop.get("type") == "IterBasedTrainLoop" or loop.get("by_epoch") is False
-    images = count_images(cfg)
+    dataset = data_at_hand(cfg) if dataset is None else dataset
+    # After the data set's own filters.
+    images = None if dataset is None else len(dataset)
     epoch_iters: float | None = None
     if images is not None and by_iter:
         epoch_iters = images / (batch * ranks)
@@ -145,10 +151,10 @@ def run_of(cfg: Any, *, ranks: int = 1) -> dict[str, Any]:
     )
 
 
-def count_images(cfg: Any) -> int | None:
-    """Training images after the data set's own filters; None where its files are not there."""
+def data_at_hand(cfg: Any) -> Any:
+    """The training data set; None where its files are not there."""
     try:
-        return len(build_dataset(cfg, "")) if _dataset(cfg) else None
+        return build_dataset(cfg, "") if _dataset(cfg) else None
     except FileNotFoundError:
         return None
 
@@ -241,6 +247,8 @@ def render(facts: Mapping[str, Any]) -> str:
             f"  x_adv   {'x_geo' if augment else 'x'} + delta, |delta| <= {attack['eps']:g} of 255 grey levels; never noise"
         )
         lines.append(f"          {banner.attack(attack)}")
+        if facts["memory"]:
+            lines.append(f"          {banner.memory(facts['memory'])}")
     lines.append(
         f"  {facts['input']['image'][0]} x {facts['input']['image'][1]} ({facts['input']['from']}), padded to {h} x {w}"
     )

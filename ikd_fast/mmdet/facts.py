@@ -12,6 +12,7 @@ from torch import nn
 
 from ikd_fast.distill import StopAt
 from ikd_fast.distill.teacher import run_tapped
+from ikd_fast.kernels import DeltaCodes
 from ikd_fast.kernels.ops.backend import choose
 from ikd_fast.losses import AdvFeatureLoss, FGDLoss, KDLoss, MGDLoss
 
@@ -89,6 +90,7 @@ def collect(
             }
             | {"objective": attack.objective_name, "teacher_gradients": attack.steps},
         }
+    facts["memory"] = kept_facts(ikd.attack) if ikd.adversarial else None
     facts["augment"] = _augment(model.data_preprocessor.augment)
     facts["batch_augments"] = [type(x).__name__ for x in model.data_preprocessor.batch_augments or []]
     facts["init_student"] = bool(model.init_student)
@@ -203,6 +205,23 @@ def _augment(augment: Any) -> dict[str, Any] | None:
     )  # fmt: skip
     rule = augment.rule if isinstance(augment.rule, str) else getattr(augment.rule, "__name__", "callable")
     return {"type": type(augment).__name__, "rule": rule} | {name: getattr(augment, name) for name in names}
+
+
+def kept_facts(attack: Any) -> dict[str, Any] | None:
+    """What an attack keeps of each image; ``canonical``: which image that is of, as far as the run has settled it."""
+    memory = getattr(attack, "memory", None)
+    if memory is None:
+        return None
+    codes = DeltaCodes.of(attack.eps, attack.step_size, memory.bits)
+    settled = memory.settings.size if memory.settings is not None else ""
+    return {
+        "bits": memory.bits,
+        "stride": memory.stride,
+        "levels": codes.levels,
+        "spacing": codes.spacing,
+        "canonical": settled or memory.resolution,
+        "forecast": None,
+    }
 
 
 def _loss(ikd: Any, loss: KDLoss, device: torch.device, maps: tuple[Any, Any, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import IterBasedTrainLoop, Runner
 
+from . import memory
 from .banner import log_banner
 from .classes import check_training
 from .pipeline_checks import check_pipeline
@@ -21,7 +22,7 @@ from .sampler import attach
 from .state import check_any_fits
 
 KD_STATE = "kd_state_dict"
-OURS = tuple(f"train/{name}/" for name in ("loss_kd", "kd", "share", "aug", "attack"))
+OURS = tuple(f"train/{name}/" for name in ("loss_kd", "kd", "share", "gradshare", "aug", "attack"))
 
 
 @HOOKS.register_module()
@@ -52,7 +53,11 @@ class IKDHook(Hook):
         if getattr(model, "keeps_kd_state", False):
             check_pipeline(runner.train_dataloader.dataset, model.ikd.attack)
             check_training(model, runner.train_dataloader.dataset)
+            memory.start(runner, model)
             log_banner(runner, model, float(self._pass))
+
+    def after_train(self, runner: Runner) -> None:
+        memory.finish(_model(runner))
 
     def before_train_epoch(self, runner: Runner) -> None:
         self._announce(runner, runner.iter)

@@ -9,26 +9,48 @@ from typing import Any
 from mmdet.datasets.transforms import PackDetInputs
 
 HOMOGRAPHY = "homography_matrix"
+META_KEYS = ("ori_shape", "img_shape", "scale_factor", "flip", "flip_direction")
 _CACHED = ("CachedMosaic", "CachedMixUp", "CopyPaste", "MixUp", "Mosaic", "YOLOXMixUp")
+_RESIZES = (
+    "Resize",
+    "FixScaleResize",
+    "FixShapeResize",
+    "RandomResize",
+    "RandomChoiceResize",
+    "ResizeShortestEdge",
+)
+# Where pixels go, and homography_matrix says so. Rotations and shears of GeomTransform do too, and are refused when they come.
+_RECORDED = ("RandomFlip", "RandomCrop", "GeomTransform", "KeyedRandomCrop", "AdaptiveFreqAugTransform")
+_UNRECORDED = (
+    "Albu", "CenterCrop", "Expand", "InstaBoost", "MinIoURandomCrop", "RandomAffine", "RandomCenterCropPad", "RandomShift",
+)  # fmt: skip
+# Leave pixels where they are (or fill some): nothing to record.
+_STILL = (
+    "ColorTransform", "Corrupt", "CutOut", "FilterAnnotations", "LoadAnnotations", "LoadImageFromFile", "LoadProposals", "Normalize",
+    "PackDetInputs", "PhotoMetricDistortion", "RandomChoice", "RandomApply", "RandomErasing", "RandomGrayscale", "RandomOrder",
+    "SegRescale", "YOLOXHSVRandomAug", "Compose", "LoadEmptyAnnotations", "LoadMultiChannelImageFromFiles", "KeyedRandomness",
+)  # fmt: skip
 
 
 def check_pipeline(dataset: Any, attack: Any) -> None:
     """Raise if ``attack`` cannot work on what ``dataset`` makes.
 
     An attack says what it needs by attributes: ``needs_stable_ids`` (an image is the same one in every epoch, since its
-    perturbation is kept) and ``needs_homography`` (the geometry of each image is in ``homography_matrix``).
+    perturbation is kept) and ``needs_views`` (where each pixel of an image comes from: ``scale_factor`` and ``flip`` say it of a
+    pipeline that resizes and flips once, ``homography_matrix`` of others).
 
     Raises:
-        ValueError: a pipeline that composes images under an attack that needs stable ids; no ``homography_matrix`` in the
-            packed meta keys under one that needs it. The message names the place and the line to write.
+        ValueError: a pipeline that composes images under an attack that needs stable ids; a transform that moves pixels and does not
+            record it, or meta keys that are not packed, under one that needs views. The message names the place and the line to write.
     """
     if attack is None:
         return
-    transforms = list(pipeline_of(dataset, "train_dataloader.dataset"))
     if getattr(attack, "needs_stable_ids", False):
-        _refuse_composition(transforms, attack)
-    if getattr(attack, "needs_homography", False):
-        _require_homography(transforms, attack)
+        _refuse_composition(list(pipeline_of(dataset, "train_dataloader.dataset")), attack)
+    if getattr(attack, "needs_views", False):
+        for _, transforms in leaves(dataset, "train_dataloader.dataset"):
+            _refuse_unrecorded(transforms, attack)
+            _require_geometry(transforms, attack)
 
 
 def pipeline_of(dataset: Any, place: str) -> Iterator[tuple[str, Any]]:
@@ -38,6 +60,10 @@ def pipeline_of(dataset: Any, place: str) -> Iterator[tuple[str, Any]]:
         yield from pipeline_of(inner, f"{place}.dataset")
     for i, child in enumerate(getattr(dataset, "datasets", None) or []):
         yield from pipeline_of(child, f"{place}.datasets[{i}]")
+    yield from _own(dataset, place)
+
+
+def _own(dataset: Any, place: str) -> Iterator[tuple[str, Any]]:
     pipeline = getattr(dataset, "pipeline", None)
     transforms = getattr(pipeline, "transforms", pipeline if isinstance(pipeline, (list, tuple)) else [])
     yield from _nested(transforms, f"{place}.pipeline")
@@ -72,19 +98,72 @@ def _refuse_composition(transforms: list[tuple[str, Any]], attack: Any) -> None:
         )
 
 
-def _require_homography(transforms: list[tuple[str, Any]], attack: Any) -> None:
-    packers = [(place, t) for place, t in transforms if isinstance(t, PackDetInputs)]
-    lacking = [(place, t) for place, t in packers if HOMOGRAPHY not in t.meta_keys]
+def leaves(dataset: Any, place: str) -> Iterator[tuple[Any, list[tuple[str, Any]]]]:
+    """Every data set that is no wrapper, with the transforms its images go through, its wrappers' included."""
+    own = list(_own(dataset, place))
+    inner = getattr(dataset, "dataset", None)
+    children = [(f"{place}.dataset", inner)] if inner is not None else []
+    children += [
+        (f"{place}.datasets[{i}]", d) for i, d in enumerate(getattr(dataset, "datasets", None) or [])
+    ]
+    if not children:
+        yield dataset, own
+    for where, child in children:
+        for leaf, transforms in leaves(child, where):
+            yield leaf, transforms + own
+
+
+def fixed_resize(transforms: list[tuple[str, Any]]) -> tuple[Any, str]:
+    """The one Resize by which a pipeline resizes every image, and ""; or None, and what is against it."""
+    moving = [(place, t) for place, t in transforms if not _is(t, *_STILL, "RandomFlip")]
+    resizes = [(place, t) for place, t in moving if _is(t, *_RESIZES)]
+    if len(resizes) != 1:
+        found = ", ".join(f"{place} ({type(t).__name__})" for place, t in resizes) or "no Resize"
+        return None, f"expected one Resize, found {found}"
+    place, resize = resizes[0]
+    if type(resize).__name__ != "Resize" or ".transforms[" in place:
+        return None, f"{place} is {type(resize).__name__}, which draws its scale or is not always applied"
+    if moving[0][1] is not resize:
+        return None, f"{moving[0][0]} ({type(moving[0][1]).__name__}) comes before the resize"
+    others = [(p, t) for p, t in moving[1:] if not _is(t, "RandomCrop", "AdaptiveFreqAugTransform")]
+    if others:
+        return None, f"{others[0][0]} ({type(others[0][1]).__name__}) may resize too"
+    return resize, ""
+
+
+def _is(transform: Any, *names: str) -> bool:
+    return any(kind.__name__ in names for kind in type(transform).__mro__)
+
+
+def _refuse_unrecorded(transforms: list[tuple[str, Any]], attack: Any) -> None:
+    found = [f"{place} ({type(t).__name__})" for place, t in transforms if _is(t, *_UNRECORDED)]
+    if found:
+        raise ValueError(
+            f"attack mode {attack.mode!r} follows each image through the pipeline, but {', '.join(found)} moves pixels without writing "
+            f"it into {HOMOGRAPHY}: the perturbation would be put in the wrong place. Write attack=dict(type='OnlineDIFGSM', "
+            "mode='single'), which keeps nothing, or take those transforms out (RandomCrop does record)"
+        )
+
+
+def _require_geometry(transforms: list[tuple[str, Any]], attack: Any) -> None:
+    """The meta keys that say where pixels come from: those of one resize and one flip, and the matrix where there is more."""
+    resizes = [entry for entry in transforms if _is(entry[1], *_RESIZES)]
+    flips = [entry for entry in transforms if _is(entry[1], "RandomFlip")]
+    others = [entry for entry in transforms if not _is(entry[1], *_STILL, *_RESIZES, "RandomFlip")]
+    more = others + resizes[1:] + flips[1:]
+    needed = META_KEYS[:2] + META_KEYS[2:3] * bool(resizes) + META_KEYS[3:] * bool(flips)
+    needed += (HOMOGRAPHY,) if more else ()
+    packers = [(place, t.meta_keys) for place, t in transforms if isinstance(t, PackDetInputs)]
+    lacking = [(place, keys) for place, keys in packers if not set(needed) <= set(keys)]
     if packers and not lacking:
         return
-    place, keys = (
-        "the end of the train pipeline",
-        inspect.signature(PackDetInputs).parameters["meta_keys"].default,
-    )
-    if lacking:
-        place, keys = lacking[0][0], lacking[0][1].meta_keys
+    default = inspect.signature(PackDetInputs).parameters["meta_keys"].default
+    place, keys = lacking[0] if lacking else ("the end of the train pipeline", default)
+    missing = tuple(key for key in needed if key not in keys)
+    because = ", ".join(f"{where} ({type(t).__name__})" for where, t in more[:3])
+    because = f"; {because} is more than one resize and one flip" if more else ""
     raise ValueError(
-        f"attack mode {attack.mode!r} follows each image through resize and flip by its {HOMOGRAPHY}, which "
-        f"{place} does not pack; write there\n"
-        f"    dict(type='PackDetInputs', meta_keys={(*keys, HOMOGRAPHY)!r})"
+        f"attack mode {attack.mode!r} follows each image through the pipeline{because}. It needs {', '.join(missing)}, which {place} "
+        f"does not pack; write there\n"
+        f"    dict(type='PackDetInputs', meta_keys={(*keys, *missing)!r})"
     )

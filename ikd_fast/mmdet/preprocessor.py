@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ikd_fast.attack.memory import View
 from ikd_fast.augment import AdaptiveFreqAug, AugPlan, execute
+from ikd_fast.distill.prepare import planned_views
 from ikd_fast.kernels import augment_batch
 from ikd_fast.pixels import PixelUnits
 
@@ -20,6 +22,7 @@ from mmengine.model import ImgDataPreprocessor
 from .progress import Progress
 from .samples import box_tensor, crop_sample, image_key
 from .settings import check_parameters
+from .views import check_sizes, loader_view
 
 
 class _OnePass(ImgDataPreprocessor):
@@ -83,6 +86,11 @@ class IKDDetDataPreprocessor(DetDataPreprocessor, _OnePass):
         teacher_classes: if given, labels outside ``0..teacher_classes-1`` raise (the teacher has no such class).
         return_geo: also return ``geo`` (images without the noise), ``plan`` and ``image_keys``, for the distiller.
         Others as mmdet's ``DetDataPreprocessor``.
+
+    Attributes:
+        needs_views: with ``return_geo``, also return ``views``: where each image lies in the one its perturbation is kept for
+            (:class:`~ikd_fast.attack.memory.View`). The distiller sets it.
+        resolution: that image is the file's (``"original"``) or the resized one (``"network"``); the hook sets it.
     """
 
     def __init__(
@@ -101,6 +109,8 @@ class IKDDetDataPreprocessor(DetDataPreprocessor, _OnePass):
         self.augment = build_augment(augment, self.units)
         self.teacher_classes = teacher_classes
         self.return_geo = return_geo
+        self.needs_views = False
+        self.resolution = "original"
         self.progress = Progress()
         self.is_active: Callable[[], bool] = _always
 
@@ -116,6 +126,7 @@ class IKDDetDataPreprocessor(DetDataPreprocessor, _OnePass):
         self._check_labels(samples)
         check_boxes(samples)
         plan = None
+        views = self._views(samples)
         if self.augment is not None and self.is_active():
             plan = plan_samples(
                 self.augment,
@@ -135,7 +146,15 @@ class IKDDetDataPreprocessor(DetDataPreprocessor, _OnePass):
         out["inputs"] = geo if plan is None else self._noisy(geo, out["data_samples"], plan)
         if self.return_geo:
             out.update(geo=geo, plan=plan, image_keys=keys)
+        if views is not None:
+            out["views"] = planned_views(views, plan)
+            check_sizes(out["views"], out["data_samples"])
         return out
+
+    def _views(self, samples: list[DetDataSample]) -> list[View] | None:
+        if not (self.return_geo and self.needs_views and self.is_active()):
+            return None
+        return [loader_view(sample.metainfo, self.resolution) for sample in samples]
 
     def _epoch(self) -> int:
         return self.progress.require_epoch(type(self).__name__)

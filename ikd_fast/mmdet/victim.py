@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -67,9 +67,50 @@ class MMDetVictim:
         keys = [DrawKey(batch.seed, batch.epoch, image_id, batch.step) for image_id in batch.image_ids]
         return self._loss(batch.images, batch.targets, keys)
 
-    def _loss(self, images: Tensor, targets: Sequence[dict[str, Any]], keys: Sequence[DrawKey]) -> Tensor:
-        detector: Any = self.teacher.net.eval()
+    def joint(self, batch: AttackBatch, forward: Callable[[], list[Tensor]]) -> tuple[list[Tensor], Tensor]:
+        """What ``forward()`` gives, and the class loss of the maps that the detector's ``extract_feat`` made in it."""
+        detector: Any = self.teacher.running
+        extract, made = detector.extract_feat, []
+
+        def watched(images: Tensor) -> Any:
+            made.append(extract(images))
+            return made[-1]
+
+        with self.teacher.eager(), overridden(detector, extract_feat=watched):
+            maps = forward()
+        if len(made) != 1:
+            raise RuntimeError(
+                f"expected one extract_feat of {type(detector).__name__} in the forward that is distilled, got {len(made)}; write "
+                "mode='single', which makes a forward of its own"
+            )
+        keys = [DrawKey(batch.seed, batch.epoch, image_id, batch.step) for image_id in batch.image_ids]
+        return maps, self._loss(batch.images, batch.targets, keys, made[0])
+
+    @property
+    def gradients_in_half(self) -> bool:
+        """Whether the gradient passes through the teacher's float16."""
+        return self.teacher.gradients_in_half
+
+    def _loss(
+        self,
+        images: Tensor,
+        targets: Sequence[dict[str, Any]],
+        keys: Sequence[DrawKey],
+        features: Sequence[Tensor] | None = None,
+    ) -> Tensor:
+        """``features``: what ``extract_feat`` gave for the batch; None: it is run."""
         samples = from_targets(targets, (images.shape[-2], images.shape[-1]))
+        with self.teacher.entered(images) as (net, x):
+            return self.teacher.outputs(self._class_loss(net, x, samples, keys, features))
+
+    def _class_loss(
+        self,
+        detector: Any,
+        images: Tensor,
+        samples: list[Any],
+        keys: Sequence[DrawKey],
+        features: Sequence[Tensor] | None,
+    ) -> Tensor:
         samplers = random_samplers(detector)
         with alone(), _class_loss_only(detector, self.include_rpn), _trained_to_the_end(detector):
             if _reads_semantic_maps(detector):
@@ -77,12 +118,13 @@ class MMDetVictim:
                     # Stacked by the head and then given to its loss, which is left out.
                     sample.gt_sem_seg = PixelData(sem_seg=images.new_zeros(1, 1, 1))
             if not samplers:
-                with keyed_draws([], keys[0], images.device):
+                with keyed_draws([], keys[0], images.device), _given(detector, features):
                     return class_loss(detector.loss(images, samples), include_rpn=self.include_rpn)
             # One by one: which image a sampler is called for is then known, and no normaliser couples the terms of several.
             values = []
-            for image, sample, key in zip(images.split(1), samples, keys, strict=True):
-                with keyed_draws(samplers, key, images.device):
+            for i, (image, sample, key) in enumerate(zip(images.split(1), samples, keys, strict=True)):
+                own = None if features is None else [m[i : i + 1] for m in features]
+                with keyed_draws(samplers, key, images.device), _given(detector, own):
                     values.append(class_loss(detector.loss(image, [sample]), include_rpn=self.include_rpn))
             return torch.stack(values)
 
@@ -119,6 +161,17 @@ def class_loss(losses: Mapping[str, Any], *, include_rpn: bool = False) -> Tenso
             f"the teacher gives no classification loss to attack: its losses are {sorted(losses)}; use objective='feature'"
         )
     return total
+
+
+@contextmanager
+def _given(detector: Any, features: Sequence[Tensor] | None) -> Iterator[None]:
+    """The detector's ``extract_feat`` answers with these."""
+    if features is None:
+        yield
+        return
+    answer = tuple(features)
+    with overridden(detector, extract_feat=lambda _images: answer):
+        yield
 
 
 @contextmanager

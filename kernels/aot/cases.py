@@ -17,6 +17,9 @@ from ..ops.fgd import fgd_sums
 from ..ops.masked_l2 import mask_maps
 from ..ops.pyramid_l2 import pyramid_l1, pyramid_l2
 from .compiling import Case
+from .delta_cases import apply_cases, sized, step_cases
+from .diversity_cases import diversity_cases, sign_cases
+from .diversity_cases import sized as sized_diversity
 
 IMAGE = (800, 1344)
 DECODED = (800, 1333)
@@ -218,6 +221,8 @@ def sized_cases() -> Iterator[Case]:
             yield Case("fgd", name, _fgd(**options))
             yield Case("augment_batch", name, _augment(sigma=SIGMA, **options))
             yield Case("add_noise", name, _noise(**options))
+            for stem, call in (*sized(**options), *sized_diversity(**options)):
+                yield Case(stem, name, call)
 
 
 CASES: dict[str, Callable[[], Iterator[Case]]] = {
@@ -226,4 +231,8 @@ CASES: dict[str, Callable[[], Iterator[Case]]] = {
     "fgd": _fgd_cases,
     "augment_batch": _augment_cases,
     "add_noise": _noise_cases,
+    "apply_delta": apply_cases,
+    "fgsm_step": step_cases,
+    "input_diversity": diversity_cases,
+    "sign_step": sign_cases,
 }

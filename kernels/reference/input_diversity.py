@@ -1,62 +1,91 @@
-"""Input diversity of DI-FGSM: shrink an image, put it at an offset inside its own frame, fill the rest."""
+"""Input diversity of DI-FGSM image by image, by torch's grid sampling, and its exact adjoint."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+Frames = Sequence[tuple[int, int]]
+Windows = Sequence[tuple[int, int, int, int]]
 
-def input_diversity(images: Tensor, frames: Tensor, windows: Tensor, fill: Tensor) -> Tensor:
-    """Resize the valid region of each image (bilinear, half-pixel centres) into a window of the same region.
 
-    Xie et al., "Improving Transferability of Adversarial Examples with Input Diversity", CVPR 2019. With the aspect kept
-    by the caller, a box maps by ``x -> x0 + x * w_out / w_in``. Differentiable in ``images``; the gradient is the exact
-    adjoint of the (linear) map.
+def forward(images: Tensor, frames: Frames, windows: Windows, fill: Tensor) -> Tensor:
+    """``[N, C, H, W]``, see the operation; ``fill``: ``[C]`` or ``[1]`` in the dtype that is computed in."""
+    out = torch.empty_like(images)
+    color = fill.to(images.dtype)[:, None, None]
+    for image, target, frame, window in zip(images, out, frames, windows, strict=True):
+        (h, w), (x0, y0, w_out, h_out) = frame, window
+        if window == (0, 0, w, h):
+            target.copy_(image)
+            continue
+        _copy_padding(image, target, frame)
+        target[:, :y0, :w] = color
+        target[:, y0 + h_out : h, :w] = color
+        target[:, y0 : y0 + h_out, :x0] = color
+        target[:, y0 : y0 + h_out, x0 + w_out : w] = color
+        x, y = (_sources(*side, fill.dtype, image.device) for side in ((w, w_out), (h, h_out)))
+        target[:, y0 : y0 + h_out, x0 : x0 + w_out] = _sample(image[None].to(fill.dtype), y, x)[0]
+    return out
 
-    Args:
-        images: ``[N, C, H, W]`` floating.
-        frames: ``[N, 2]`` (h, w) of the valid region, top left; padding beyond it is returned as it is.
-        windows: ``[N, 4]`` (x0, y0, w_out, h_out) in pixels, inside the frame.
-        fill: ``[C, 1, 1]`` or scalar tensor: value of the frame outside the window.
-    Shape:
-        returns ``[N, C, H, W]``, dtype of ``images``.
 
-    >>> x = torch.rand(1, 3, 8, 8)
-    >>> y = input_diversity(x, torch.tensor([[8, 8]]), torch.tensor([[2, 1, 4, 4]]), torch.zeros(()))
-    >>> torch.allclose(y[..., 1:5, 2:6], torch.nn.functional.avg_pool2d(x, 2), atol=1e-6)
-    True
+def backward(grad: Tensor, frames: Frames, windows: Windows) -> Tensor:
+    """The gradient of the images, with the strides of ``grad``.
+
+    No side is enlarged, so two neighbouring output pixels of a row and two of a column read an input pixel at most: the adjoint
+    is a bilinear sample between them, times the sums of their weights.
     """
-    _, _, height, width = images.shape
-    work = torch.float64 if images.dtype == torch.float64 else torch.float32
-    # Read where that waits for nobody.
-    padded = frames.device.type != "cpu" or any(frame != [height, width] for frame in frames.tolist())
-    # Host tensors of a few numbers: copied without waiting.
-    windows = windows.to(images.device, work, non_blocking=True)
-    frames = frames.to(images.device, work, non_blocking=True)
-    x, in_x, frame_x = _axis(width, frames[:, 1], windows[:, 0], windows[:, 2])
-    y, in_y, frame_y = _axis(height, frames[:, 0], windows[:, 1], windows[:, 3])
-    # grid_sample's coordinates: -1 and 1 are the outer edges of the first and last pixel.
-    grid = torch.stack(
-        [
-            ((2 * x + 1) / width - 1)[:, None, :].expand(-1, height, -1),
-            ((2 * y + 1) / height - 1)[:, :, None].expand(-1, -1, width),
-        ],
-        dim=-1,
+    out = torch.empty_like(grad)
+    work = torch.float64 if grad.dtype == torch.float64 else torch.float32
+    for upstream, target, frame, window in zip(grad, out, frames, windows, strict=True):
+        (h, w), (x0, y0, w_out, h_out) = frame, window
+        if window == (0, 0, w, h):
+            target.copy_(upstream)
+            continue
+        _copy_padding(upstream, target, frame)
+        (x, weight_x), (y, weight_y) = (
+            _readers(*side, work, grad.device) for side in ((w, w_out), (h, h_out))
+        )
+        part = upstream[None, :, y0 : y0 + h_out, x0 : x0 + w_out].to(work)
+        target[:, :h, :w] = _sample(part, y, x)[0].mul_(weight_x).mul_(weight_y[:, None])
+    return out
+
+
+def _copy_padding(image: Tensor, target: Tensor, frame: tuple[int, int]) -> None:
+    h, w = frame
+    target[:, h:] = image[:, h:]
+    target[:, :h, w:] = image[:, :h, w:]
+
+
+def _sample(images: Tensor, y: Tensor, x: Tensor) -> Tensor:
+    """``[N, C, len(y), len(x)]``: values between the pixels, whose centres have whole coordinates."""
+    # grid_sample's -1 and 1 are the outer edges of the first and last pixel.
+    y, x = ((2 * c + 1) / size - 1 for c, size in zip((y, x), images.shape[2:], strict=True))
+    grid = torch.stack([x[None, :].expand(len(y), -1), y[:, None].expand(-1, len(x))], dim=-1)
+    return F.grid_sample(
+        images,
+        grid.expand(len(images), -1, -1, -1),
+        mode="bilinear",
+        padding_mode="border",
+        align_corners=False,
     )
-    moved = F.grid_sample(images.to(work), grid, mode="bilinear", padding_mode="border", align_corners=False)
-    inside = (in_y[:, None, :, None] & in_x[:, None, None, :]).expand_as(moved)
-    out = torch.where(inside, moved, fill.to(images.device, work, non_blocking=True))
-    if padded:
-        frame = (frame_y[:, None, :, None] & frame_x[:, None, None, :]).expand_as(moved)
-        out = torch.where(frame, out, images.to(work))
-    return out.to(images.dtype)
 
 
-def _axis(size: int, frame: Tensor, start: Tensor, length: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Source coordinate of every output pixel, clamped to the valid region; inside the window; inside the frame."""
-    out = torch.arange(size, device=frame.device, dtype=frame.dtype)[None, :]
-    start, length, frame = start[:, None], length[:, None], frame[:, None]
-    source = (out - start + 0.5) * (frame / length) - 0.5
-    source = torch.minimum(source.clamp_min(0), frame - 1)
-    return source, (out >= start) & (out < start + length), out < frame
+def _sources(frame: int, length: int, work: torch.dtype, device: torch.device) -> Tensor:
+    """Where each output pixel of one side lies among the inputs."""
+    out = torch.arange(length, device=device, dtype=work)
+    return ((out + 0.5) * (frame / length) - 0.5).clamp(0, frame - 1)
+
+
+def _readers(frame: int, length: int, work: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Where the outputs that read each input pixel of one side lie, by their weights, and the sum of these."""
+    inputs = torch.arange(frame, device=device)
+    # Output k lies at ((2 k + 1) frame - length) / (2 length) and reads what is less than 1 away.
+    first = (length * (2 * inputs - 1) + frame) // (2 * frame)
+    near = (2 * first + 1) * frame - length - 2 * length * inputs
+    a, b = ((2 * length - (near + shift).abs()).clamp_min(0) for shift in (0, 2 * frame))
+    a, b = a * (first < length), b * (first + 1 < length)
+    total = a + b
+    return first + b.to(work) / total.clamp_min(1), total.to(work) / (2 * length)

@@ -50,6 +50,7 @@ class Stream(IntEnum):
     GENERATORS = 11
     VICTIM = 12
     KORNIA = 13
+    FRACTION = 14
 
 
 def stable_id(*parts: str | int) -> int:

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..reference.philox import Stream
 from .launch import INT32_MAX, check_index_space, empty_like, launch, table
 from .philox import key_rows, load_key, normal_groups
-from .rows import float_bits, load_float, load_int, load_pointer, round_half_even
+from .rows import copy_tile, float_bits, load_float, load_int, load_pointer, offset_at, round_half_even
 
 OP = "add_noise"
 ROWS, COLUMNS, WARPS = 16, 64, 4
@@ -39,36 +39,6 @@ def _result(b, source, noise, inside, low, high, BACKWARD: tl.constexpr):
         clamped = tl.where(total < low, low, tl.where(total > high, high, total))  # NaN stays
         out = tl.where(inside, clamped, b.to(tl.float32))
     return out.to(b.dtype)
-
-
-@triton.jit
-def _copy(p_from, p_to, p_row, top, left, height, width, channels, DENSE: tl.constexpr,
-          CHANNELS_LAST: tl.constexpr, OFFSET: tl.constexpr, SOURCE: tl.constexpr, ROWS: tl.constexpr,
-          COLUMNS: tl.constexpr):  # fmt: skip
-    """A tile as it is, all channels."""
-    o = tl.arange(0, ROWS * COLUMNS)
-    y, x = (top + tl.arange(0, ROWS))[:, None], (left + tl.arange(0, COLUMNS))[None, :]
-    for c in range(channels):
-        if DENSE and CHANNELS_LAST:
-            e = left * channels + c * COLUMNS + tl.arange(0, COLUMNS)[None, :]
-            m = (y < height) & (e < width * channels)
-            b = tl.load(p_from + y * (width * channels) + e, mask=m)  # stream
-            tl.store(p_to + y * (width * channels) + e, b, mask=m)  # stream
-        elif DENSE:
-            m = (y < height) & (x < width)
-            b = tl.load(p_from + (c * height + y) * width + x, mask=m)  # stream
-            tl.store(p_to + (c * height + y) * width + x, b, mask=m)  # stream
-        else:
-            y_o, x_o = top + o // COLUMNS, left + o % COLUMNS
-            m_o = (y_o < height) & (x_o < width)
-            b_o = tl.load(p_from + _offset(c, y_o, x_o, p_row + SOURCE, OFFSET), mask=m_o)
-            tl.store(p_to + _offset(c, y_o, x_o, p_row + 9, OFFSET), b_o, mask=m_o)
-
-
-@triton.jit
-def _offset(c, y, x, p_strides, OFFSET: tl.constexpr):
-    stride_c, stride_h = tl.load(p_strides).to(OFFSET), tl.load(p_strides + 1).to(OFFSET)
-    return c * stride_c + y * stride_h + x * tl.load(p_strides + 2).to(OFFSET)
 
 
 @triton.jit(do_not_specialize=["n_images", "channels"])
@@ -128,15 +98,15 @@ def keyed_noise(
                 tl.store(p_out + o_plane, b_out, mask=m)  # stream
             else:
                 m_o = (y_o < height) & (x_o < width)
-                b_o = tl.load(p_in + _offset(c, y_o, x_moved, p_row + 3, OFFSET), mask=m_o)
+                b_o = tl.load(p_in + offset_at(c, y_o, x_moved, p_row + 3, OFFSET), mask=m_o)
                 b_source_o = b_o
                 if BACKWARD:
-                    b_source_o = tl.load(p_source + _offset(c, y_o, x_moved, p_row + 6, OFFSET), mask=m_o)
+                    b_source_o = tl.load(p_source + offset_at(c, y_o, x_moved, p_row + 6, OFFSET), mask=m_o)
                 noise_o = tl.reshape(noise, [ROWS * COLUMNS])
                 b_out_o = _result(b_o, b_source_o, noise_o, (y_o < h) & (x_o < w), low, high, BACKWARD)
-                tl.store(p_out + _offset(c, y_o, x_moved, p_row + 9, OFFSET), b_out_o, mask=m_o)
+                tl.store(p_out + offset_at(c, y_o, x_moved, p_row + 9, OFFSET), b_out_o, mask=m_o)
     else:
-        _copy(
+        copy_tile(
             p_source if BACKWARD else p_in, p_out, p_row, top, left, height, width, channels, DENSE, CHANNELS_LAST,
             OFFSET, 6 if BACKWARD else 3, ROWS, COLUMNS,
         )  # fmt: skip

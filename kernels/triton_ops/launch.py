@@ -98,7 +98,11 @@ def empty_like(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
 
 def table(rows: Sequence[Any], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Host numbers on the device by one asynchronous copy: never a sync."""
-    host = torch.tensor(rows, dtype=dtype, device="cpu")
+    return upload(torch.tensor(rows, dtype=dtype, device="cpu"), device)
+
+
+def upload(host: Tensor, device: torch.device) -> Tensor:
+    """A CPU tensor on the device, likewise; on the CPU itself."""
     if device.type == "cpu":
         return _count(host)
     if device.type == "cuda":

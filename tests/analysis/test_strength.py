@@ -41,12 +41,11 @@ def test_rows_of_a_linear_victim():
         0,
         0,
     )
-    # The gradient is positive everywhere: five steps of 2 reach +8, of one step of 10 from U(-8, 8) nearly all of it.
+    # The gradient is positive everywhere: five steps of 2 reach +8, and so does one of 16 from anywhere in U(-8, 8).
     assert iterative.class_loss == pytest.approx(108)
     assert iterative.feature_change == pytest.approx(0.08)
     assert (iterative.linf, iterative.mean_abs, iterative.gradient_evals) == (8, 8, 5)
-    # E min(u + 10, 8) for u ~ U(-8, 8) is 8 - E (-2 - u)+ = 8 - 36 / 32.
-    assert single.class_loss == pytest.approx(108 - 36 / 32, abs=0.35)
+    assert single.class_loss == pytest.approx(108)
     assert single.gradient_evals == 1
     # Random signs: mean 0 over 192 values an image, standard error 8 / sqrt(192) = 0.58.
     assert control.class_loss == pytest.approx(100, abs=1.8)

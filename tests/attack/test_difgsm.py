@@ -338,7 +338,10 @@ def test_only_float16_is_scaled(dtype, images, slope):
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        (dict(mode="fgsm"), r"mode must be one of \['iterative', 'single', 'random_sign'\], got 'fgsm'"),
+        (
+            dict(mode="fgsm"),
+            r"mode must be one of \['carry', 'iterative', 'single', 'random_sign'\], got 'fgsm'",
+        ),
         (dict(objective="logits"), r"objective must be one of \['cls', 'feature'\].*got 'logits'"),
         (dict(eps=-1), "eps must be in 0..255, got -1"),
         (dict(eps=300), "eps must be in 0..255, got 300"),
@@ -378,7 +381,7 @@ def test_wrong_calls():
     for dtype in (torch.float32, torch.float16):  # both ways of taking the gradient
         with pytest.raises(ValueError, match="does not depend on the images"):
             attack(lambda v, y, d=dtype: (2 * weight).to(d), x, image_ids=[0, 1], epoch=0)
-    with pytest.raises(ValueError, match=r"must be \[N\] = \[2\] or a scalar, got shape \[3\]"):
+    with pytest.raises(ValueError, match=r"must be \[N\] = \[2\] or a scalar.*got shape \[3\]"):
         attack(lambda v, y: v.sum().expand(3), x, image_ids=[0, 1], epoch=0)
 
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from ikd_fast.attack import DiversityDraw, draw_diversity
-from ikd_fast.kernels.reference.input_diversity import input_diversity
+from ikd_fast.kernels import input_diversity
 from ikd_fast.kernels.reference.philox import Stream, draw
 
 

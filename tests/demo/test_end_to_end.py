@@ -17,9 +17,10 @@ from ikd_fast.demo.evaluate import load_model
 from ikd_fast.demo.plan import STUDENTS, Epochs
 from ikd_fast.demo.quiet import quiet
 from ikd_fast.demo.teacher import write_pth
-from ikd_fast.demo.train import read_history, train
+from ikd_fast.demo.train import train
 from ikd_fast.distill.teacher import read_weights
 from ikd_fast.mmdet import launch
+from ikd_fast.mmdet.history import read_history
 
 from mmdet.registry import MODELS
 

@@ -12,8 +12,8 @@ from scipy.stats import t, tstd
 
 from ikd_fast.demo import summary
 from ikd_fast.demo.plan import Settings
-from ikd_fast.demo.seeds import spread
 from ikd_fast.demo.table import result_table, seeds_table
+from ikd_fast.intervals import spread
 
 METRICS = ["AP", "AP50", "AP_S", "AP_M", "AP_L"]
 SETTINGS = Settings(steps=400, seed=5, data="d", teacher="t", quick=False)

@@ -20,6 +20,7 @@ KEYS = {
     "loss", "loss_cls", "loss_bbox", "loss_kd/fgd", "loss_kd/adv",
     *(f"kd/{name}.{level}" for name in ("fgd", "adv") for level in range(4)),
     "share/cls", "share/bbox", "share/kd/fgd", "share/kd/adv",
+    "gradshare/task", "gradshare/kd/fgd", "gradshare/kd/adv",
     "aug/crop_frac", "aug/noise_frac", "attack/linf", "attack/objective", "attack/nonfinite",
 }  # fmt: skip
 OF_MMENGINE = {"lr", "data_time", "time", "epoch", "iter", "step", "memory"}

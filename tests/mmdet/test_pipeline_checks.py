@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
 import ikd_fast.mmdet  # noqa: F401
 from ikd_fast import OnlineDIFGSM
-from ikd_fast.mmdet.pipeline_checks import check_pipeline, composes, pipeline_of
+from ikd_fast.mmdet.pipeline_checks import check_pipeline, composes, fixed_resize, leaves, pipeline_of
 from tests.mmdet.conftest import retinanet, run, stock_config, with_ikd
 
 from mmdet.registry import DATASETS, MODELS, TRANSFORMS
@@ -24,7 +26,7 @@ class Keeps(OnlineDIFGSM):
 class Follows(OnlineDIFGSM):
     """An attack that moves what it kept along with the image."""
 
-    needs_homography = True
+    needs_views = True
 
 
 def dataset_of(root, *extra, wrap=None, meta_keys=None):
@@ -84,34 +86,104 @@ def test_what_composes(config, expected) -> None:
     assert composes(TRANSFORMS.build(config)) is expected
 
 
-def test_the_homography_error_can_be_pasted(coco_root) -> None:
+CROP = dict(type="RandomCrop", crop_size=(64, 64))
+FLIP = dict(type="RandomFlip", prob=0.5)
+
+
+def test_one_resize_and_one_flip_need_nothing_more(coco_root) -> None:
+    check_pipeline(dataset_of(coco_root), Follows())
+    check_pipeline(dataset_of(coco_root, FLIP, dict(type="PhotoMetricDistortion")), Follows())
+    check_pipeline(dataset_of(coco_root, CROP, FLIP), OnlineDIFGSM())  # `single` follows nothing
+    keyed = dict(type="KeyedRandomness", transforms=[FLIP])
+    check_pipeline(dataset_of(coco_root, keyed), Follows())
+
+
+@pytest.mark.parametrize(
+    ("extra", "named"),
+    [
+        ([CROP], "RandomCrop"),
+        ([FLIP, FLIP], "RandomFlip"),
+        ([dict(type="Resize", scale=(64, 64))], "Resize"),
+        ([dict(type="Pad", size_divisor=32)], "Pad"),
+        ([dict(type="AdaptiveFreqAug")], "AdaptiveFreqAugTransform"),
+        ([dict(type="RandomChoice", transforms=[[FLIP], [CROP]])], "RandomCrop"),
+    ],
+)
+def test_more_geometry_needs_the_matrix_and_the_line_can_be_pasted(coco_root, extra, named) -> None:
     """The line in the message, put where it says, makes the check pass and the matrix arrive."""
     with pytest.raises(ValueError, match="homography_matrix") as error:
-        check_pipeline(dataset_of(coco_root), Follows())
+        check_pipeline(dataset_of(coco_root, *extra), Follows())
     text = str(error.value)
-    assert "train_dataloader.dataset.pipeline[3]" in text
+    assert f"({named}) is more than one resize and one flip" in text
+    assert f"train_dataloader.dataset.pipeline[{3 + len(extra)}]" in text
     line = eval(text.splitlines()[-1].strip())
     assert line["type"] == "PackDetInputs"
     assert line["meta_keys"][:2] == ("img_id", "img_path")
-    mended = dataset_of(coco_root, meta_keys=line["meta_keys"])
+    mended = dataset_of(coco_root, *extra, meta_keys=line["meta_keys"])
     check_pipeline(mended, Follows())
-    matrix = torch.as_tensor(mended[0]["data_samples"].homography_matrix)
-    assert matrix.diag().tolist() == pytest.approx([80 / 96, 80 / 96, 1])
+    for _, transform in pipeline_of(mended, ""):
+        if hasattr(transform, "set_epoch"):
+            transform.set_epoch(0)
+    assert tuple(mended[0]["data_samples"].homography_matrix.shape) == (3, 3)
+
+
+def test_transforms_that_record_nothing_are_refused(coco_root) -> None:
+    expand = dict(type="RandomChoice", transforms=[[dict(type="Expand")], [FLIP]])
+    with pytest.raises(
+        ValueError, match=r"pipeline\[3\]\.transforms\[0\]\.transforms\[0\] \(Expand\) moves pixels without"
+    ):
+        check_pipeline(dataset_of(coco_root, expand), Follows())
 
 
 def test_own_meta_keys_are_kept_in_the_line(coco_root) -> None:
-    with pytest.raises(ValueError, match=r"meta_keys=\('img_id', 'img_shape', 'homography_matrix'\)"):
-        check_pipeline(dataset_of(coco_root, meta_keys=("img_id", "img_shape")), Follows())
-    concat = dataset_of(coco_root, wrap=lambda config: dict(type="ConcatDataset", datasets=[config, config]))
-    with pytest.raises(ValueError, match=r"train_dataloader\.dataset\.datasets\[0\]\.pipeline\[3\]"):
+    keys = ("img_id", "img_shape")
+    with pytest.raises(ValueError, match=r"meta_keys=\('img_id', 'img_shape', 'ori_shape', 'scale_factor'\)"):
+        check_pipeline(dataset_of(coco_root, meta_keys=keys), Follows())
+    with pytest.raises(ValueError, match=r"needs ori_shape, scale_factor, flip, flip_direction, which"):
+        check_pipeline(dataset_of(coco_root, FLIP, meta_keys=keys), Follows())
+    concat = dataset_of(
+        coco_root, CROP, wrap=lambda config: dict(type="ConcatDataset", datasets=[config, config])
+    )
+    with pytest.raises(ValueError, match=r"train_dataloader\.dataset\.datasets\[0\]\.pipeline\[4\]"):
         check_pipeline(concat, Follows())
     places = [place for place, _ in pipeline_of(concat, "set")]
-    assert places[-1] == "set.datasets[1].pipeline[3]"
+    assert places[-1] == "set.datasets[1].pipeline[4]"
+    assert [[place for place, _ in transforms][-1] for _, transforms in leaves(concat, "set")] == [
+        "set.datasets[0].pipeline[4]", "set.datasets[1].pipeline[4]",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("extra", "fixed"),
+    [
+        ([], ""),
+        ([FLIP, CROP, dict(type="AdaptiveFreqAug")], ""),
+        ([dict(type="RandomResize", scale=(80, 80), ratio_range=(0.5, 2))], "expected one Resize"),
+        ([dict(type="Pad", size_divisor=32)], r"\(Pad\) may resize too"),
+        ([dict(type="KeyedRandomCrop")], r"\(KeyedRandomCrop\) may resize too"),
+    ],
+)
+def test_which_pipelines_resize_by_one_rule(coco_root, extra, fixed) -> None:
+    ((_, transforms),) = leaves(dataset_of(coco_root, *extra), "train_dataloader.dataset")
+    resize, why = fixed_resize(transforms)
+    assert re.search(fixed, why)
+    assert (resize is None) == bool(fixed)
+    assert (why == "") == (not fixed)
+
+
+def test_a_crop_before_the_resize_is_another_rule_each_time(coco_root) -> None:
+    config = stock_config(coco_root)["train_dataloader"]["dataset"]
+    config["pipeline"].insert(2, CROP)
+    ((_, transforms),) = leaves(DATASETS.build(Config(config).to_dict()), "set")
+    assert fixed_resize(transforms) == (None, "set.pipeline[2] (RandomCrop) comes before the resize")
+    config["pipeline"][2:4] = [dict(type="RandomResize", scale=(80, 80), ratio_range=(0.5, 2))]
+    ((_, transforms),) = leaves(DATASETS.build(Config(config).to_dict()), "set")
+    assert "set.pipeline[2] is RandomResize, which draws its scale" in fixed_resize(transforms)[1]
 
 
 @pytest.mark.parametrize(("kind", "message"), [(Keeps, "composes images"), (Follows, "homography_matrix")])
 def test_training_checks_before_its_first_step(coco_root, tmp_path, kind, message) -> None:
-    config = with_ikd(stock_config(coco_root, epochs=1))
+    config = with_ikd(stock_config(coco_root, epochs=1, pipeline_extra=[CROP]))
     if kind is Keeps:
         config["train_dataloader"]["dataset"] = mosaic(config["train_dataloader"]["dataset"])
     runner = Runner.from_cfg(Config(config | dict(work_dir=str(tmp_path))))
@@ -119,16 +191,6 @@ def test_training_checks_before_its_first_step(coco_root, tmp_path, kind, messag
     with pytest.raises(ValueError, match=message):
         runner.train()
     assert runner.iter == 0
-
-
-def test_carry_is_said_not_to_be_there() -> None:
-    model = with_ikd(dict(model=retinanet()), adv=dict(attack=dict(type="OnlineDIFGSM", mode="carry")))[
-        "model"
-    ]
-    with pytest.raises(
-        ValueError, match=r"mode='carry' .* is not available in this version.*write mode='single'"
-    ):
-        MODELS.build(model)
 
 
 @pytest.mark.parametrize("distilled", [False, True])

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 
 from ikd_fast.demo.pictures.colours import COLOURS
 from ikd_fast.demo.plan import STUDENTS, TITLES
-from ikd_fast.demo.train import read_history
+from ikd_fast.mmdet.history import read_history
 from ikd_fast.pictures.canvas import figure, save
 
 DETECTION = ("loss_cls", "loss_bbox")

@@ -9,8 +9,8 @@ import numpy as np
 
 from ikd_fast.demo.pictures.colours import COLOURS
 from ikd_fast.demo.plan import TITLES
-from ikd_fast.demo.seeds import spread
 from ikd_fast.demo.summary import gather
+from ikd_fast.intervals import spread
 from ikd_fast.pictures.canvas import figure, save
 
 

@@ -1,0 +1,199 @@
+"""The attack's memory in a Runner: which image is canonical, what it will take, whose data it is for."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from ikd_fast.attack.memory import Forecast, MemorySettings, PerturbationMemory
+
+from mmcv.image import rescale_size
+from mmengine.logging import print_log
+
+from .pipeline_checks import fixed_resize, leaves
+from .samples import image_key
+
+
+@dataclass
+class Census:
+    """What a data set says of its images without loading them.
+
+    Attributes:
+        sizes: canonical (H, W) of each image, by resolution; ``"network"`` only where one fixed Resize makes it.
+        unknown: images whose annotation gives no width and height.
+        fingerprint: number of images and a hash of their keys and sizes, in any order of the data set's.
+        why_original: why ``"network"`` is not possible; empty where it is.
+    """
+
+    sizes: dict[str, list[tuple[int, int]]]
+    unknown: int
+    fingerprint: str
+    why_original: str = ""
+    rules: list[str] = field(default_factory=list)
+
+
+def census(dataset: Any) -> Census:
+    """Of every image below a data set, each once, however often a wrapper repeats it."""
+    original: list[tuple[int, int]] = []
+    network: list[tuple[int, int]] = []
+    unknown, why, rules = 0, "", []
+    digest = np.zeros(4, dtype=np.uint64)
+    for leaf, transforms in leaves(dataset, "train_dataloader.dataset"):
+        rule, reason = fixed_resize(transforms)
+        why = why or reason
+        if rule is not None:
+            rules.append(f"{rule.scale or rule.scale_factor}{' keep_ratio' if rule.keep_ratio else ''}")
+        for info in _infos(leaf):
+            size = (int(info.get("height") or 0), int(info.get("width") or 0))
+            words = hashlib.blake2b(f"{image_key(info)}:{size}".encode(), digest_size=32).digest()
+            digest += np.frombuffer(words, dtype=np.uint64)
+            if min(size) < 1:
+                unknown += 1
+                continue
+            original.append(size)
+            if rule is not None:
+                network.append(_resized(size, rule))
+    sizes = {"original": original} if why else {"original": original, "network": network}
+    images = len(original) + unknown
+    return Census(sizes, unknown, f"{images} images {digest.tobytes().hex()[:16]}", why, sorted(set(rules)))
+
+
+def _infos(leaf: Any) -> Iterator[dict[str, Any]]:
+    for i in range(len(leaf)):
+        yield leaf.get_data_info(i)
+
+
+def _resized(size: tuple[int, int], rule: Any) -> tuple[int, int]:
+    height, width = size
+    if rule.scale and rule.keep_ratio:
+        width, height = rescale_size((width, height), tuple(rule.scale))
+    elif rule.scale:
+        width, height = rule.scale
+    else:
+        across, down = rule.scale_factor
+        width, height = int(width * float(across) + 0.5), int(height * float(down) + 0.5)
+    return max(1, int(height)), max(1, int(width))
+
+
+def choose_resolution(memory: PerturbationMemory, found: Census) -> str:
+    """``"network"`` or ``"original"`` for this pipeline.
+
+    Raises:
+        ValueError: the memory asks for network resolution and no single rule makes it.
+    """
+    if memory.resolution == "network" and found.why_original:
+        raise ValueError(
+            f"memory=dict(resolution='network') keeps perturbations for images as the pipeline resizes them, which it does by another "
+            f"rule each time: {found.why_original}; write resolution='original' or 'auto'"
+        )
+    if memory.resolution != "auto":
+        return memory.resolution
+    return "original" if found.why_original else "network"
+
+
+def prepare(attack: Any, preprocessor: Any, dataset: Any, *, ranks: int = 1) -> str:
+    """Bind the attack's memory to a data set, tell the preprocessor which image is canonical, and require room.
+
+    Args:
+        ranks: processes of this machine, each of which may meet, and keep, every image.
+
+    Returns:
+        what is to be logged.
+
+    Raises:
+        ValueError: the memory was made for other settings or data; a resolution that the pipeline does not have.
+        MemoryError: not enough host memory; names the settings that would fit.
+    """
+    memory: PerturbationMemory = attack.memory
+    found = census(dataset)
+    resolution = choose_resolution(memory, found)
+    preprocessor.resolution = resolution
+    settings = dict(eps=attack.eps, step=attack.step_size, momentum=attack.momentum, channels=3)
+    memory.bind(MemorySettings(**settings, data=found.fingerprint, size=_made(resolution, found)))
+    forecast = forecast_of(memory, found, resolution)
+    if not forecast.images:
+        return (
+            f"perturbation memory: {memory.bits} bits, stride {memory.stride}, {resolution} resolution. Its size is not known: the data "
+            "set gives no width and height of its images"
+        )
+    memory.require_room(forecast, copies=ranks)
+    return describe(forecast, found.unknown, ranks)
+
+
+def forecast_of(memory: PerturbationMemory, found: Census, resolution: str) -> Forecast:
+    others = {name: rows for name, rows in found.sizes.items() if name != resolution}
+    return memory.forecast(found.sizes[resolution], resolution=resolution, others=others, channels=3)
+
+
+def memory_facts(memory: PerturbationMemory, dataset: Any) -> dict[str, Any]:
+    """For ``ikd-fast explain``: which image is canonical, and the forecast as text (None: the data set gives no sizes)."""
+    found = census(dataset)
+    resolution = choose_resolution(memory, found)
+    forecast = forecast_of(memory, found, resolution)
+    return {
+        "canonical": _made(resolution, found),
+        "forecast": str(forecast) if forecast.images else None,
+        "bytes": forecast.bytes if forecast.images else None,
+    }
+
+
+def _made(resolution: str, found: Census) -> str:
+    return f"network {', '.join(found.rules)}" if resolution == "network" else resolution
+
+
+def describe(forecast: Forecast, unknown: int = 0, ranks: int = 1) -> str:
+    """The forecast as it is logged."""
+    text = f"perturbation memory: {forecast}"
+    if unknown:
+        text += f"; {unknown} more images have no width and height in the data set and are not counted"
+    if ranks > 1:
+        text += (
+            f"; each of the {ranks} ranks of this machine keeps its own and may come to that, since it starts every image anew that "
+            "another rank has had"
+        )
+    return text
+
+
+def start(runner: Any, model: Any) -> None:
+    """Prepare the memory of a distiller's attack before the first step, and log it; nothing where it keeps none."""
+    memory = memory_of(model)
+    if memory is None:
+        return
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 0)) or _world_size()
+    text = prepare(model.ikd.attack, model.data_preprocessor, runner.train_dataloader.dataset, ranks=ranks)
+    if getattr(runner, "_resume", False) and len(memory.store) == 0:
+        text += "\nthe run is resumed, and host memory is not in a checkpoint: every image starts anew at its next visit"
+    print_log(f"ikd_fast {text}", logger="current", level=logging.INFO)
+
+
+def finish(model: Any) -> None:
+    """Log what the memory has done."""
+    memory = memory_of(model)
+    if memory is not None:
+        rank = " (this rank's)" if _world_size() > 1 else ""
+        print_log(f"ikd_fast {memory.report()}{rank}", logger="current", level=logging.INFO)
+
+
+def memory_of(model: Any) -> PerturbationMemory | None:
+    """Of a distiller whose adversarial branch is on and keeps perturbations."""
+    ikd = getattr(model, "ikd", None)
+    return getattr(ikd.attack, "memory", None) if ikd is not None and ikd.adversarial else None
+
+
+def _local_ranks() -> int:
+    """Processes of this run on this machine: as the launcher says, else at most one for each of its devices."""
+    told = int(os.environ.get("LOCAL_WORLD_SIZE", 0))
+    return told or min(_world_size(), torch.cuda.device_count() or _world_size())
+
+
+def _world_size() -> int:
+    from mmengine.dist import get_world_size
+
+    return get_world_size()
