@@ -36,7 +36,7 @@ $(READY):
 	@rm -f $(VENV)/.ready-* && touch $@
 
 test: $(READY)  ## the test suite, but for the two below
-	$(BIN)/pytest -q --durations=15 -m "not configs and not distributed"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q --durations=15 -n 2 --dist loadfile -m "not configs and not distributed"
 
 configs: $(READY)  ## every paper-scale config builds and makes a step at reduced size
 	$(BIN)/pytest -q --durations=10 tests/configs

@@ -375,6 +375,7 @@ def _errors(console: Console, resume_hint: str = "") -> Iterator[None]:
         OSError,
         ImportError,
         RuntimeError,
+        MemoryError,
         pickle.UnpicklingError,
     ) as error:
         usage = getattr(error, "usage", None)

@@ -128,12 +128,12 @@ def predict(mode: Mode, p: Pieces, visited: Visited | None = None) -> float:
         "iterative": mode.steps * own,
         "carry": update,
         "fresh": own,
-        "first": own + update,
+        "first": own,
         "reused": 0.0,
     }[mode.kind]
     share = mode.fraction
     if visited is not None:
         share = visited.share
         if mode.kind == "carry" and visited.cold is not None:
-            extra = update + visited.cold * own
+            extra = (1 - visited.cold) * update + visited.cold * own
     return p.plain + share * (p.teacher + p.features + extra)

@@ -3,6 +3,9 @@
 from .batch import AttackBatch, AttackOutput
 from .difgsm import OnlineDIFGSM
 from .diversity import DiversityDraw, draw_diversity
+from .memory import PerturbationMemory, View
 from .objectives import Victim
 
-__all__ = ["AttackBatch", "AttackOutput", "DiversityDraw", "OnlineDIFGSM", "Victim", "draw_diversity"]
+__all__ = [
+    "AttackBatch", "AttackOutput", "DiversityDraw", "OnlineDIFGSM", "PerturbationMemory", "Victim", "View", "draw_diversity",
+]  # fmt: skip

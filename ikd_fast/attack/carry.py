@@ -52,7 +52,7 @@ def carry(
     fits this very view.
 
     The victim never changes, so this is projected gradient ascent over the views of successive visits. A gradient that is not
-    finite leaves d as it is; an image whose first gradient is zero or not finite keeps d = 0.
+    finite leaves d as it is; an image whose first gradient is zero or not finite is not perturbed in that visit.
     """
     images = visit.images.detach()
     n, device = len(images), images.device
@@ -66,6 +66,7 @@ def carry(
     records = [cells(i) if record is None else record for i, record in enumerate(found)]
     nonfinite = torch.zeros(n, dtype=torch.bool, device=device)
     history: list[Tensor] = []
+    applied: dict[int, Tensor] = {}
     evals = 0
 
     def turn(rows: list[int], x: Tensor, size: float, *, first: bool, wanted: bool) -> list[Tensor]:
@@ -84,26 +85,29 @@ def carry(
                 value, features = attack.objective(select(victim, rows), batch), []
             half = getattr(victim, "gradients_in_half", False)
             gradient, value, passes = attack_gradient(value, x, images, part.ids, half=half)
-        length = torch.linalg.vector_norm(gradient, ord=1, dim=(1, 2, 3))
+        length = torch.linalg.vector_norm(gradient, ord=1, dim=(1, 2, 3), dtype=torch.float32)
         good = length.isfinite()
         step = torch.where(good & (length > 0), -size if attack.targeted else size, 0.0).float()
         kept = [records[i] for i in rows]
         fields = [maps[i] for i in rows]
         if attack.momentum:
-            gradient, fields, kept = accelerate(gradient, length, kept, fields, attack.momentum)
+            gradient, fields, kept = accelerate(
+                gradient, length, kept, fields, [part.sizes[k] for k in range(len(rows))], attack.momentum
+            )
         moved = fgsm_step_packed(gradient, [r.delta for r in kept], fields, codes, step)
         for k, (i, record) in enumerate(zip(rows, kept, strict=True)):
-            delta = torch.where(step[k] != 0, moved[k], _zero(codes, moved[k])) if first else moved[k]
-            records[i] = replace(record, delta=delta)
+            records[i] = replace(record, delta=moved[k])
+            if first:
+                # No gradient, no adversarial example; what is kept is the start, from which the next visit may do better.
+                applied[i] = torch.where(step[k] != 0, moved[k], _zero(codes, moved[k]))
             nonfinite[i] |= ~good[k]
         history.append(value)
         evals += passes * len(rows)
         return [m.detach() for m in features]
 
     def perturbed(rows: Sequence[int]) -> Tensor:
-        return _apply(
-            take(images, rows), [records[i].delta for i in rows], [maps[i] for i in rows], codes, units
-        )
+        deltas = [applied.get(i, records[i].delta) for i in rows]
+        return _apply(take(images, rows), deltas, [maps[i] for i in rows], codes, units)
 
     def keep(rows: list[int]) -> None:
         for i in rows:
@@ -111,7 +115,10 @@ def carry(
             memory.put(visit.ids[i], records[i])
 
     if cold:
-        turn(cold, perturbed(cold), START_STEP * attack.eps, first=True, wanted=False)
+        # Maps of a start are of no use, but that they can be had from this forward shows in the first step of a run.
+        tried = turn(
+            cold, perturbed(cold), START_STEP * attack.eps, first=True, wanted=shared and not attack.fresh
+        )
         keep(cold)
     if attack.fresh and due:
         turn(due, perturbed(due), attack.step_size, first=False, wanted=False)
@@ -128,6 +135,12 @@ def carry(
         rest = [i for i in range(n) if i not in rows]
         with torch.no_grad():
             others = maps_of(select(victim, rest), take(adversarial, rest)) if rest else []
+        if cold and tried and [m.shape[1:] for m in tried] != [m.shape[1:] for m in others]:
+            raise ValueError(
+                "mode='carry' takes features and class loss from one forward of the victim, whose maps are "
+                f"{[list(m.shape[1:]) for m in tried]} where the teacher's are {[list(m.shape[1:]) for m in others]}; give it the "
+                "teacher's own forward, or write fresh=True or mode='single'"
+            )
         pyramid = interleave(n, [(rows, watched), (rest, others)])
     return AttackOutput(
         adversarial, adversarial - images, history, _whole(evals / max(n, 1)), nonfinite, maps=pyramid, memory_hits=n - len(cold)

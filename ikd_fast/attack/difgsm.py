@@ -178,6 +178,8 @@ class OnlineDIFGSM:
             raise ValueError(
                 "mode='carry' starts an image at random on its first visit: expected random_start=True, got False"
             )
+        if self.memory is not None:
+            DeltaCodes.of(self.eps, self.step_size, self.memory.bits)  # says which steps the bits can hold
         self.targeted = targeted
         self.units = PixelUnits(value_range=value_range, mean=mean, std=std)
         self._codes: tuple[int, DeltaCodes] | None = None
@@ -252,8 +254,9 @@ class OnlineDIFGSM:
         if self.memory is None:
             raise ValueError(f"mode {self.mode!r} has no memory; only 'carry' keeps perturbations")
         settings = MemorySettings(
-            eps=self.eps, step=self.step_size, momentum=self.momentum, channels=channels, data=data or ""
-        )
+            eps=self.eps, step=self.step_size, momentum=self.momentum, channels=channels, data=data or "",
+            objective=self.objective_name,
+        )  # fmt: skip
         if self._codes is None or data is not None:
             self._codes = channels, self.memory.bind(settings)
         if self._codes[0] != channels:
@@ -278,6 +281,8 @@ class OnlineDIFGSM:
             raise TypeError(
                 f"images must be floating to hold a perturbation, got {images.dtype}; write images.float() and value_range=(0, 255)"
             )
+        if self.needs_stable_ids and image_ids is None:
+            raise ValueError("mode='carry' keeps a perturbation for each image: expected image_ids, got None")
         if self.seed is None:
             # Nobody can name an image again without a seed, so position in the batch will do.
             ids = list(range(len(images))) if image_ids is None else [stable_id(_host(i)) for i in image_ids]
@@ -308,6 +313,11 @@ def _memory(mode: str, memory: PerturbationMemory | Mapping[str, Any] | None) ->
 
 
 def _check_views(views: Sequence[View], sizes: Sequence[tuple[int, int]]) -> None:
+    for i, view in enumerate(views):
+        if not isinstance(view, View):
+            raise TypeError(
+                f"views[{i}] must be an ikd_fast.attack.View, got {view!r:.100}; write View.identity((h, w)).flip() and so on"
+            )
     if len(views) != len(sizes):
         raise ValueError(f"views must have one entry per image: expected {len(sizes)}, got {len(views)}")
     for i, (view, size) in enumerate(zip(views, sizes, strict=True)):

@@ -30,12 +30,15 @@ def attack_gradient(
         ValueError: the value does not depend on x, has another shape, or is NaN (on a device that is found without waiting, so
             it may be raised by a later call).
     """
-    if not isinstance(value, Tensor) or not value.requires_grad:
+    if not isinstance(value, Tensor):
+        raise TypeError(
+            f"the objective must be a Tensor, [N] or a scalar, got {type(value).__name__}: {value!r:.100}"
+        )
+    if not value.requires_grad:
         raise _independent(value)
     if value.dim() > 1 or (value.dim() == 1 and len(value) != len(x)):
         raise ValueError(
-            f"the objective must be [N] = [{len(x)}] or a scalar, one value an image or their sum, got shape {list(value.shape)}; "
-            "reduce it: value.flatten(1).sum(1)"
+            f"the objective must be [N] = [{len(x)}] or a scalar, one value an image or their sum, got shape {list(value.shape)}"
         )
     half = half or in_half(images, value)
     if not half:

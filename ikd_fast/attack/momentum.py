@@ -15,7 +15,12 @@ from .memory import Record
 
 
 def accelerate(
-    gradient: Tensor, length: Tensor, records: Sequence[Record], maps: Sequence[CellMap], momentum: float
+    gradient: Tensor,
+    length: Tensor,
+    records: Sequence[Record],
+    maps: Sequence[CellMap],
+    sizes: Sequence[tuple[int, int]],
+    momentum: float,
 ) -> tuple[Tensor, list[CellMap], list[Record]]:
     """Move the velocities by a gradient; a step then follows their sign.
 
@@ -26,6 +31,7 @@ def accelerate(
         length: ``[N]``, sum of |gradient|; where it is 0 or not finite the velocity stays.
         records: with ``velocity`` float16 ``[C, Hc, Wc]``.
         maps: view pixel to cell.
+        sizes: (h, w) of the images without padding, over which mean|g| is taken.
     Returns:
         the velocities of the touched cells, 0 elsewhere, ``[N, C, max Hc, max Wc]`` float32; maps that say that its pixels are
         the cells; the records with their new velocity.
@@ -33,8 +39,7 @@ def accelerate(
     n, channels = gradient.shape[:2]
     tall, wide = max(m.cells[0] for m in maps), max(m.cells[1] for m in maps)
     fields = gradient.new_zeros(n, channels, tall, wide, dtype=torch.float32)
-    mean = length / gradient[0].numel()
-    good = mean.isfinite() & (mean > 0)
+    good = length.isfinite() & (length > 0)
     moved = []
     for i, (record, place) in enumerate(zip(records, maps, strict=True)):
         if record.velocity is None:
@@ -45,7 +50,8 @@ def accelerate(
         touched = (_touched(place.y_span)[:, None] & _touched(place.x_span)[None, :]).to(
             gradient.device, non_blocking=True
         )
-        push = cell_gradient(gradient[i], place) / mean[i].clamp_min(1e-30)
+        pixels = channels * sizes[i][0] * sizes[i][1]
+        push = cell_gradient(gradient[i], place) / (length[i] / pixels).clamp_min(1e-30)
         old = record.velocity.float()
         new = torch.where(touched & good[i], momentum * old + push, old)
         fields[i, :, :h, :w] = torch.where(touched, new, 0)

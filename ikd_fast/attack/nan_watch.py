@@ -27,7 +27,7 @@ def _look_later(value: Tensor, ids: Sequence[int]) -> None:
     flags = torch.empty(value.shape, dtype=torch.bool, pin_memory=True)
     flags.copy_(value.isnan(), non_blocking=True)
     event = torch.cuda.Event()
-    event.record()
+    event.record(torch.cuda.current_stream(value.device))
     _waiting.append((event, flags, list(ids)))
 
 

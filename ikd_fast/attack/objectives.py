@@ -32,7 +32,7 @@ class Victim(Protocol):
 class JointVictim(Victim, Protocol):
     """A victim whose features and class loss come from one forward, which ``carry`` needs when the step wants both."""
 
-    def joint(self, batch: AttackBatch) -> tuple[Sequence[Tensor], Tensor]:
+    def maps_and_loss(self, batch: AttackBatch) -> tuple[Sequence[Tensor], Tensor]:
         """Maps and class loss of ``batch.images``, both with their graph."""
 
 
@@ -117,12 +117,12 @@ def resolve_objective(objective: str | Callable) -> Objective:
 def value_and_maps(objective: Objective, victim: Any, batch: AttackBatch) -> tuple[Tensor, list[Tensor]]:
     """The objective and the maps of ``batch.images`` from one forward of the victim, both with their graph."""
     if objective is cls_objective:
-        if not hasattr(victim, "joint"):
+        if not hasattr(victim, "maps_and_loss"):
             raise TypeError(
                 "mode='carry' with objective='cls' takes maps and class loss from one forward: expected a victim with "
-                f"joint(batch) -> (maps, loss), got {type(victim).__name__}; write that method, or objective='feature'"
+                f"maps_and_loss(batch) -> (maps, loss), got {type(victim).__name__}; write that method, or objective='feature'"
             )
-        maps, value = victim.joint(batch)
+        maps, value = victim.maps_and_loss(batch)
         return value, list(maps)
     maps = features_of(victim, batch.images)
     if isinstance(objective, CustomObjective):

@@ -32,5 +32,7 @@ class Visit:
         targets = (
             take(self.targets, rows) if isinstance(self.targets, (list, tuple, Tensor)) else self.targets
         )
-        lists = (take(x, rows) for x in (self.sizes, self.views, self.ids))
-        return Visit(take(self.images, rows), targets, *lists, self.epoch, self.seed, maps)
+        sizes, views, ids = (take(x, rows) for x in (self.sizes, self.views, self.ids))
+        return Visit(
+            take(self.images, rows), targets, sizes, views, ids, self.epoch, self.seed, maps, self.step
+        )

@@ -123,6 +123,9 @@ def sweep(
             assert found is not None
             results[setting][seed] = found
             report.end(title, found, skipped=before is not None)
+    for setting, by_seed in folder.earlier(out).items():
+        results[setting] = by_seed | results.get(setting, {})
+    seeds = sorted({seed for by_seed in results.values() for seed in by_seed})
     facts = {"config": options.config, "length": str(cut)}
     found = summary.summarise(results, seeds, facts)
     _write(out, found, summary.render(found))

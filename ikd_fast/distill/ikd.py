@@ -19,7 +19,7 @@ from ikd_fast.pixels import PixelUnits
 from .calibration import Calibration
 from .copies import agreement, require_agreement
 from .joint import FeatureTask, JointForward, joint_forward
-from .norms import suspend_running_stats
+from .norms import require_equal_branches, suspend_running_stats
 from .prepare import prepare_batch
 from .pyramids import MATCHES, match_pyramids
 from .schedule import StopAt
@@ -27,7 +27,7 @@ from .step import StepBatch, StepOutput
 from .taps import as_pyramid
 from .teacher import FrozenTeacher, run_tapped
 from .terms import log_key, loss_and_maps, task_terms, unique_names, weighted
-from .victim import StepVictim
+from .victim import StepVictim, require_shared_forward
 
 
 class IKD(nn.Module):
@@ -55,7 +55,9 @@ class IKD(nn.Module):
         task_loss: ``(student, images, targets) -> Tensor | dict[str, Tensor]``, the one forward of the student on clean images.
             Default ``student(images, targets)`` (torchvision's way). Where ``features`` is a callable it returns ``(loss, maps)``.
         victim: what the attack differentiates. For ``objective="cls"``: ``(images, targets) -> class loss`` of the teacher, or
-            an object with ``cls_loss`` and ``features``. Not needed for ``"feature"`` and custom objectives.
+            an object with ``cls_loss`` and ``features``. Not needed for ``"feature"`` and custom objectives. In mode ``carry`` its
+            forward must be the teacher's, through the tapped modules, once for the batch; or it has ``joint(batch, forward) ->
+            (maps, loss)``, where ``forward()`` runs the teacher on ``batch.images`` and gives its maps.
         call: ``(net, images) -> anything``: a forward for features only. Default ``net(images)``.
         units: what float images are; default: what ``attack`` or ``augment`` say.
         pad_divisor: lists of images are stacked and zero-padded to a multiple of this.
@@ -179,6 +181,13 @@ class IKD(nn.Module):
                 "attack objective 'cls' needs victim=: (images, targets) -> classification loss of the teacher, e.g. "
                 "victim=lambda x, y: F.cross_entropy(teacher(x), y, reduction='none'); or use objective='feature'"
             )
+        if (
+            attack is not None
+            and attack.mode == "carry"
+            and attack.objective is cls_objective
+            and not attack.fresh
+        ):
+            require_shared_forward(victim, self._source(self.adv_loss, self.teacher_features))
         self._bind(torch.zeros(1, 3, 128, 128) if example is None else example)
 
     @property
@@ -293,6 +302,7 @@ class IKD(nn.Module):
         if self.attack is None:
             raise RuntimeError("this IKD has no attack: build it with attack=OnlineDIFGSM(...)")
         self._require_own_place()
+        require_equal_branches(self.student, self.attack.fraction)
         (source,) = self._teacher_sources([self.adv_loss])
         victim = StepVictim(self.teacher, source, self.victim, batch.sizes)
         return self.attack(
@@ -313,7 +323,9 @@ class IKD(nn.Module):
         """The teacher's maps of x_data for each loss, and for the attack where it can use them: one forward for all."""
         sources = self._teacher_sources(self.losses)
         attack = self.attack if self.adversarial and batch.active else None
-        wanted = attack is not None and attack.reads_clean_maps and not hasattr(self.victim, "features")
+        # Of x_geo: noise is no part of what the attack starts from.
+        wanted = attack is not None and attack.reads_clean_maps and batch.clean is batch.geo
+        wanted = wanted and not hasattr(self.victim, "features")
         adv = self._teacher_sources([self.adv_loss]) if wanted else []
         if not sources:
             return [], None

@@ -77,13 +77,13 @@ def joint_forward(
     n, total = len(clean), len(images)
     sources = [*clean_sources, *adversarial_sources]
     unique = {_key(source): source for source in sources}
-    computed: list[Any] = []  # by callables
+    computed: dict[Any, Any] = {}  # by callables
     called: list[Any] = []
 
     def kept(source: Any) -> Any:
         def run(net: nn.Module, x: Tensor) -> Any:
-            computed.append(source(net, x))
-            return computed[-1]
+            computed[source] = source(net, x)
+            return computed[source]
 
         return run if callable(source) else source
 
@@ -92,7 +92,9 @@ def joint_forward(
     found = dict(zip(unique, pyramids, strict=True))
     for source in sources:
         _require_batch(found[_key(source)], total, source)
-    features = [*computed, *called] or [call(student, images)]
+    # What the task's loss goes on with: never the adversarial loss's own.
+    own = [computed[source] for source in clean_sources if callable(source)]
+    features = [*own, *called] or [call(student, images)]
     return JointForward(
         tree_map(lambda v: v[:n] if _batched(v, total) else v, features[0]),
         [[m[:n] for m in found[_key(source)]] for source in clean_sources],

@@ -26,7 +26,8 @@ class StepVictim:
     def features(self, images: Tensor) -> list[Tensor]:
         """The pyramid at ``source``, with the graph to ``images``; a victim's own where it has one."""
         if hasattr(self.victim, "features"):
-            return list(self.victim.features(self._converted(images)))
+            found = self.victim.features(self._converted(images))
+            return [found] if isinstance(found, Tensor) else list(found)
         return self.maps(images)
 
     def maps(self, images: Tensor) -> list[Tensor]:
@@ -52,7 +53,7 @@ class StepVictim:
         """The same for some images of the batch."""
         return StepVictim(self.teacher, self.source, self.victim, take(self.sizes, rows))
 
-    def joint(self, batch: AttackBatch) -> tuple[list[Tensor], Tensor]:
+    def maps_and_loss(self, batch: AttackBatch) -> tuple[list[Tensor], Tensor]:
         """Maps at ``source`` and class loss from one forward of the teacher, both with their graph.
 
         A victim with ``joint(batch, forward)`` runs ``forward()``, which gives the maps, and makes its loss of what the teacher
@@ -64,17 +65,19 @@ class StepVictim:
             return self.victim.joint(
                 converted, lambda: self.teacher.watch(batch.images, [self.source], self.sizes)[0]
             )
-        if callable(self.source):
-            raise TypeError(
-                "mode='carry' takes features and class loss from one forward of the teacher: expected features= as a module path, "
-                f"or a victim with joint(batch, forward), got the callable {getattr(self.source, '__name__', self.source)!r} and "
-                f"{type(self.victim).__name__}"
-            )
+        require_shared_forward(self.victim, self.source)
         loss = getattr(self.victim, "cls_loss", self.victim)
         found: list[Tensor] = []
         # With an engine the loss has to ask the teacher, not its net.
-        with FeatureTap(self.teacher.running, self.source, grid=self.teacher.grid).capture() as maps:
-            found.append(loss(images, batch.targets))
+        try:
+            with FeatureTap(self.teacher.running, self.source, grid=self.teacher.grid).capture() as maps:
+                found.append(loss(images, batch.targets))
+        except RuntimeError as error:
+            if not found:
+                raise
+            raise _not_shared(str(error)) from error
+        if any(len(m) != len(images) for m in maps):
+            raise _not_shared(f"it ran maps of {[len(m) for m in maps]} images, the batch has {len(images)}")
         return self.teacher.outputs(maps), found[0]
 
     def keyed_cls_loss(self, batch: AttackBatch) -> Tensor:
@@ -93,3 +96,20 @@ class StepVictim:
     def _converted(self, images: Tensor) -> Tensor:
         convert = self.teacher.convert
         return images if convert is None else convert(images, self.sizes)
+
+
+def require_shared_forward(victim: Any, source: Any) -> None:
+    """Raise where no forward of ``victim`` can be watched for the maps at ``source``."""
+    if callable(source) and not hasattr(victim, "joint"):
+        raise _not_shared(
+            f"features is the callable {getattr(source, '__name__', source)!r}, which would be a forward of its own"
+        )
+
+
+def _not_shared(reason: str) -> ValueError:
+    return ValueError(
+        "mode='carry' with objective='cls' takes features and class loss from one forward of the teacher, but the victim's loss does "
+        f"not give both: {reason}. Write features= as a module path that the loss's forward passes once for the batch (with an "
+        "engine, the loss asks the FrozenTeacher and not its net), or a victim with joint(batch, forward) -> (maps, loss), or "
+        "objective='feature', or fresh=True or mode='single', which make a forward of their own"
+    )

@@ -23,6 +23,7 @@ from .state import check_any_fits
 
 KD_STATE = "kd_state_dict"
 OURS = tuple(f"train/{name}/" for name in ("loss_kd", "kd", "share", "gradshare", "aug", "attack"))
+CALIBRATED = "train/gradshare/"
 
 
 @HOOKS.register_module()
@@ -72,7 +73,9 @@ class IKDHook(Hook):
         if getattr(_model(runner), "keeps_kd_state", False) and outputs is not None:
             # mmengine goes on logging the last value of a key that is not given any more, as those of a branch that is over.
             scalars = runner.message_hub.log_scalars
-            for key in [k for k in scalars if k.startswith(OURS) and k.removeprefix("train/") not in outputs]:
+            # In a step without attacked images (`fraction`) they go on.
+            over = OURS if not _model(runner).is_active() else CALIBRATED
+            for key in [k for k in scalars if k.startswith(over) and k.removeprefix("train/") not in outputs]:
                 del scalars[key]
         # An iteration-based loop has one "epoch": the loader follows the sampler's passes. The next batch is read next; with
         # loader workers, samples prefetched across the border of a pass have the last one's key, unless a KeyedSampler gave theirs.

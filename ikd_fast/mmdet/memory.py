@@ -166,11 +166,20 @@ def start(runner: Any, model: Any) -> None:
     memory = memory_of(model)
     if memory is None:
         return
-    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 0)) or _world_size()
+    ranks = _local_ranks()
     text = prepare(model.ikd.attack, model.data_preprocessor, runner.train_dataloader.dataset, ranks=ranks)
     if getattr(runner, "_resume", False) and len(memory.store) == 0:
         text += "\nthe run is resumed, and host memory is not in a checkpoint: every image starts anew at its next visit"
     print_log(f"ikd_fast {text}", logger="current", level=logging.INFO)
+    attack, augment = model.ikd.attack, getattr(model.data_preprocessor, "augment", None)
+    if augment is not None and augment.crop_prob > 0 and augment.crop_align == 1 and not attack.fresh:
+        print_log(
+            "ikd_fast: mode 'carry' keeps perturbations that are tied to the teacher's grid, and AdaptiveFreqAug crops at any pixel, "
+            "which costs most of their strength (docs/attack.md). Write augment=dict(..., crop_align=8), or attack=dict(..., fresh=True), "
+            "or mode='single'",
+            logger="current",
+            level=logging.WARNING,
+        )
 
 
 def finish(model: Any) -> None:
@@ -189,7 +198,9 @@ def memory_of(model: Any) -> PerturbationMemory | None:
 
 def _local_ranks() -> int:
     """Processes of this run on this machine: as the launcher says, else at most one for each of its devices."""
-    told = int(os.environ.get("LOCAL_WORLD_SIZE", 0))
+    # Slurm writes "4", or "4(x2)" where it tells how many nodes have as many.
+    slurm = os.environ.get("SLURM_NTASKS_PER_NODE", "").partition("(")[0]
+    told = int(os.environ.get("LOCAL_WORLD_SIZE", 0)) or (int(slurm) if slurm.isdigit() else 0)
     return told or min(_world_size(), torch.cuda.device_count() or _world_size())
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 import torch
 from torch import Tensor
@@ -342,7 +345,6 @@ def test_a_gradient_that_is_not_finite_leaves_the_record() -> None:
         ),
         (lambda x, y: x.detach().flatten(1).sum(1), "does not depend on the images"),
         (lambda x, y: torch.zeros(3, requires_grad=True), "does not depend on the images"),
-        (lambda x, y: 0.5, "does not depend on the images"),
         (
             lambda x, y: x.sum(1),
             r"must be \[N\] = \[3\] or a scalar, one value an image or their sum, got shape \[3, 12, 17\]",
@@ -357,9 +359,19 @@ def test_wrong_victims(mode: str, victim, message: str) -> None:
         OnlineDIFGSM(mode, value_range=(0, 1))(victim, images, image_ids=[11, 12, 13], epoch=0)
 
 
+def test_a_loss_that_is_no_tensor() -> None:
+    images, _ = batch()
+    with pytest.raises(TypeError, match="must be a Tensor.*got dict"):
+        OnlineDIFGSM("single", value_range=(0, 1))(
+            lambda x, y: {"cls": x.sum()}, images, image_ids=[1, 2, 3], epoch=0
+        )
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        (dict(mode="carry", memory=dict(bits=2), step_size=2), "step"),
+        (dict(mode="carry", memory=dict(max_bytes="1GB")), "max_bytes must be a number of bytes"),
         (dict(mode="single", memory=dict(bits=4)), "memory is for mode 'carry', got it with mode 'single'"),
         (dict(mode="carry", memory=dict(bits=3)), r"bits must be one of \[8, 4, 2\], got 3"),
         (dict(mode="carry", memory=dict(bit=4)), "memory has no setting"),
@@ -409,3 +421,65 @@ def test_a_resized_image_starts_again_and_is_counted() -> None:
     assert (out.gradient_evals, out.memory_hits) == (1, 0)
     counted = attack.memory.counters
     assert (counted["unknown"], counted["resized"], counted["hits"]) == (3, 3, 0)
+
+
+def test_ids_name_images_so_they_are_required() -> None:
+    images, weights = batch()
+    with pytest.raises(ValueError, match="expected image_ids, got None"):
+        OnlineDIFGSM("carry", seed=None, value_range=(0, 1))(Linear(weights), images)
+
+
+def test_half_images_with_large_gradients_are_attacked() -> None:
+    """The sum of |g| of 3 x 224 x 224 ones is beyond float16."""
+    images = torch.full((1, 3, 224, 224), 0.5, dtype=torch.float16)
+    attack = OnlineDIFGSM("carry", value_range=(0, 1))
+    out = attack(lambda x, y: x.flatten(1).float().sum(1), images, image_ids=[1], epoch=0)
+    assert not bool(out.nonfinite.any())
+    assert float(out.delta.min()) == pytest.approx(8 / 255, rel=1e-2)
+
+
+def test_a_first_gradient_that_failed_is_made_up_for() -> None:
+    """The feature objective has no gradient at the clean image, so what is kept must not be it."""
+    torch.manual_seed(0)
+    net = torch.nn.Conv2d(3, 4, 3, padding=1).requires_grad_(False)
+    images, _ = batch(1)
+    broken = [True]
+
+    def sick(maps: list[Tensor], _batch: object) -> Tensor:
+        return maps[0].flatten(1).square().sum(1) * (float("inf") if broken[0] else 1.0)
+
+    attack = OnlineDIFGSM("carry", objective=sick, value_range=(0, 1))
+    first = attack(net, images, image_ids=[1], epoch=0)
+    assert not bool(first.delta.any())
+    broken[0] = False
+    attack(net, images, image_ids=[1], epoch=1)
+    assert float(attack(net, images, image_ids=[1], epoch=2).delta.abs().max()) == pytest.approx(
+        8 * GREY, rel=1e-4
+    )
+
+
+def test_momentum_does_not_see_the_padding() -> None:
+    images, weights = batch(1)
+    found = []
+    for pad in (0, 9):
+        frame = torch.nn.functional.pad(images, (0, pad, 0, pad))
+        attack = OnlineDIFGSM("carry", momentum=0.9, value_range=(0, 1))
+        victim = Linear(weights)
+        victim.views = [WHOLE]
+        for epoch in range(3):
+            attack(victim, frame, image_ids=[1], epoch=epoch, sizes=[SIZE])
+        found.append(attack.memory.fetch([1], [WHOLE], "cpu")[0].velocity)
+    assert torch.equal(*found)
+
+
+def test_copies_and_pickles_hold_no_records() -> None:
+    images, weights = batch()
+    victim = Linear(weights)
+    victim.views = [WHOLE] * 3
+    attack = OnlineDIFGSM("carry", value_range=(0, 1))
+    attack(victim, images, image_ids=[1, 2, 3], epoch=0)
+    for twin in (copy.deepcopy(attack), pickle.loads(pickle.dumps(attack))):
+        assert len(twin.memory.store) == 0
+        assert twin(victim, images, image_ids=[1, 2, 3], epoch=0).memory_hits == 0
+    assert len(pickle.dumps(attack)) < 10_000
+    assert attack(victim, images, image_ids=[1, 2, 3], epoch=1).memory_hits == 3

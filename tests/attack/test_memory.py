@@ -246,7 +246,7 @@ def test_max_bytes_is_a_limit_of_its_own():
     memory.put(1, record_of(memory, (4, 6))[0])
     memory.put(2, record_of(memory, (4, 6))[0])
     memory.put(2, record_of(memory, (4, 6), 1)[0])  # in its own place
-    with pytest.raises(MemoryError, match="2 images take 72 B and max_bytes is 100 B"):
+    with pytest.raises(MemoryError, match="with one more image it would take 108 B, and max_bytes is 100 B"):
         memory.put(3, record_of(memory, (4, 6))[0])
 
 

@@ -26,7 +26,7 @@ from ikd_fast import IKD, FGDLoss, KDLoss, OnlineDIFGSM
 
 TINY = SmallPair(2, (64, 96), width=4)
 # Of the teacher's backbone in a step: the clean images, the adversarial ones, and one for every gradient of the attack, but that
-# carry takes its gradient from the adversarial forward; on a first visit after one of its own.
+# carry takes its gradient from the adversarial forward; on a first visit from one of its own.
 FORWARDS = {
     "student alone": 0, PLAIN: 1, PUBLISHED: 1, "offline images": 2, "single": 3, "iterative": 7, "carry": 2,
     "carry, feature objective": 2, "carry, first visit": 3, "carry, reused visit": 2, "carry, fresh": 3,
@@ -87,7 +87,7 @@ def test_a_step_takes_what_the_formulas_say(pieces: Pieces, name: str) -> None:
     if mode.fraction == 1:
         assert predict(mode, pieces, visited) == pytest.approx(predict(mode, pieces))
         assert forwards["teacher"] == FORWARDS[name]
-        gradients = {"iterative": 5, "none": 0, "offline": 0, "reused": 0, "first": 2}.get(mode.kind, 1)
+        gradients = {"iterative": 5, "none": 0, "offline": 0, "reused": 0}.get(mode.kind, 1)
         assert (visited.gradients if visited else 0) == gradients
 
 
@@ -310,8 +310,7 @@ def test_a_result_has_every_mode_and_the_mixture(written: Path) -> None:
     for i in range(2):
         expected = sum(share * result["modes"][name]["seconds"][i] for name, share in shares.items())
         assert mix["seconds"][i] == pytest.approx(expected)
-    # A first visit spends two, for its start and for the next visit.
-    assert statistics.fmean(mix["gradients"]) == pytest.approx((2 + 4) / 16)
+    assert statistics.fmean(mix["gradients"]) == pytest.approx(5 / 16)
     assert result["schedule"] is None
     assert result["generation"] is None
 

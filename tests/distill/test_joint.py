@@ -92,3 +92,10 @@ def test_what_cannot_be_joined():
         joint_forward(net, images(2, 0), images(1, 1), [pooled], ["block"], call=forward)
     assert isinstance(Task(), FeatureTask)
     assert not isinstance(lambda n, x, y: n(x), FeatureTask)
+
+
+def test_an_adversarial_loss_with_a_callable_source_leaves_the_features_of_the_task_alone() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 5, 1)).eval()
+    clean, adversarial = torch.rand(2, 3, 6, 6), torch.rand(1, 3, 6, 6)
+    out = joint_forward(net, clean, adversarial, ["0"], [lambda n, x: n[0](x)], call=lambda n, x: n(x))
+    torch.testing.assert_close(out.features, net(clean))

@@ -22,6 +22,7 @@ KEYS = {
     "share/cls", "share/bbox", "share/kd/fgd", "share/kd/adv",
     "gradshare/task", "gradshare/kd/fgd", "gradshare/kd/adv",
     "aug/crop_frac", "aug/noise_frac", "attack/linf", "attack/objective", "attack/nonfinite",
+    "attack/gradients",
 }  # fmt: skip
 OF_MMENGINE = {"lr", "data_time", "time", "epoch", "iter", "step", "memory"}
 

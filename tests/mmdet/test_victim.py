@@ -296,3 +296,38 @@ def test_plain_callables_and_unkeyed_calls_still_work(detectors):
         lambda x, y: victim(x, y).sum(), batch.images.detach(), batch.targets, image_ids=[0, 1], epoch=0
     )
     assert out.objective[0].dim() == 0
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_features_and_loss_from_one_forward(detectors, monkeypatch, name):
+    """What ``carry`` differentiates: the loss, its gradient and the maps are those of separate forwards, from one."""
+    net = detectors(name)
+    teacher = FrozenTeacher(net, call=lambda model, images: model.extract_feat(images))
+    victim, batch = MMDetVictim(teacher), attacked([4, 7])
+    expected = victim.keyed_cls_loss(batch)
+    (slope,) = torch.autograd.grad(expected.sum(), batch.images)
+    with torch.no_grad():
+        plain = net.extract_feat(batch.images)
+    calls = []
+    forward = type(net.backbone).forward
+
+    def counted(self, *args, **kwargs):
+        calls.append(1)
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(type(net.backbone), "forward", counted)
+    maps, value = victim.joint(batch, lambda: teacher.watch(batch.images, ["neck"])[0])
+    assert len(calls) == 1
+    (joint_slope,) = torch.autograd.grad(value.sum(), batch.images)
+    for one, other in zip(maps, plain, strict=True):
+        assert torch.equal(one, other)
+    # A two-stage loss goes image by image through convolutions that are then run on another batch size.
+    torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-6)
+    assert float((joint_slope - slope).norm() / slope.norm()) < 1e-4
+    assert "extract_feat" not in vars(net)
+
+
+def test_a_forward_without_features_is_refused(detectors):
+    teacher = FrozenTeacher(detectors("retinanet"))
+    with pytest.raises(RuntimeError, match="expected one extract_feat of RetinaNet.*got 0"):
+        MMDetVictim(teacher).joint(attacked([4]), list)

@@ -124,7 +124,7 @@ def carried(
             yield n, *_timed(twin, subject, batch, clean, visit=n)
         if n < max(candidate.visits):
             drawn = [
-                draw_view(size, seed=seed, image_id=key, visit=n)
+                draw_view(size, seed=seed, image_id=key, visit=n, align=candidate.align)
                 for size, key in zip(batch.sizes, batch.ids, strict=True)
             ]
             seen = move_batch(batch.images, batch.targets, batch.sizes, drawn, divisor=subject.divisor)

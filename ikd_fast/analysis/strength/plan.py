@@ -69,6 +69,7 @@ class Candidate:
         kind: ``"attack"``; ``"round_trip"``, of the attack that ``attack`` is; ``"carry"``, a row for each of ``visits``.
         attack: arguments of its :class:`~ikd_fast.OnlineDIFGSM`, but the seed.
         cost: gradients per image that its row takes to measure (for the time that is left).
+        align: crops between the visits lie on multiples of it (``AdaptiveFreqAug(crop_align=...)``).
     """
 
     name: str
@@ -76,6 +77,7 @@ class Candidate:
     attack: Mapping[str, Any]
     visits: tuple[int, ...] = ()
     cost: int = 1
+    align: int = 1
 
     def build(self, seed: int, **more: Any) -> OnlineDIFGSM:
         return OnlineDIFGSM(**{**self.attack, "seed": seed, **more})
@@ -108,6 +110,10 @@ def candidates(settings: StrengthSettings, eps: float) -> list[Candidate]:
     for name, way in ways:
         kept = {**common, "mode": "carry", "memory": dict(settings.memory), **way}
         found.append(Candidate(name, "carry", kept, settings.visits, cost=walk + seen))
+    aligned = {**common, "mode": "carry", "memory": dict(settings.memory)}
+    found.append(
+        Candidate("carry, crop_align 8", "carry", aligned, settings.visits, cost=walk + seen, align=8)
+    )
     if settings.own is not None:
         found.append(_own(settings, settings.own, eps, walk + seen))
     pgd = {

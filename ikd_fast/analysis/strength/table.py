@@ -14,7 +14,8 @@ of what `iterative` (the paper's 5 steps of eps / 4 with input diversity) and PG
 reads, in grey levels; outside: values further than eps from the clean image. Gradients: of the teacher, per image, in the
 measured step. Seconds: per image, for the images and the teacher's maps of them.
 
-`carry`, visit n: n - 1 visits before in random views of the image (mirrored, cropped to 0.8 .. 1 of each side), kept with
+`carry`, visit n: n - 1 visits before in random views of the image (mirrored, cropped to 0.8 .. 1 of each side; `crop_align 8`: on
+multiples of 8 pixels), kept with
 {bits} bits a value; measured on the whole image, as every row is. Published round trip: the images of `iterative` truncated to
 uint8, resized to the original size ({shrink} of the network's where that is the same), JPEG quality {quality}, enlarged again; its
 changes are from the clean image after the same trip, whose own are in the second row."""

@@ -27,11 +27,19 @@ class Moved(NamedTuple):
 
 
 def draw_view(
-    size: tuple[int, int], *, seed: int, image_id: int, visit: int, crop_ratio: float = CROP_RATIO
+    size: tuple[int, int],
+    *,
+    seed: int,
+    image_id: int,
+    visit: int,
+    crop_ratio: float = CROP_RATIO,
+    align: int = 1,
 ) -> tuple[Window, bool]:
-    """Window and mirror of an image's visit: sides U[1 - crop_ratio, 1), mirrored with probability 0.5; Philox streams CROP, FLIP."""
+    """Window and mirror of an image's visit: sides U[1 - crop_ratio, 1), mirrored with probability 0.5; Philox streams CROP, FLIP.
+
+    ``align``: sides and offsets are multiples of it."""
     key = (seed, image_id, visit)
-    return sample_window(key, 0, size, crop_ratio), draw(*key, Stream.FLIP)[0] < 0.5
+    return sample_window(key, 0, size, crop_ratio, align), draw(*key, Stream.FLIP)[0] < 0.5
 
 
 def move_batch(

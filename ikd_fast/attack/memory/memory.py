@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -16,6 +17,8 @@ from .room import available_bytes
 from .store import HostStore, Store
 from .view import View
 
+FORGOTTEN_VIEWS = 16
+"""So many changed sizes, and no more hits than that, are no accident."""
 RESOLUTIONS = ("auto", "network", "original")
 
 
@@ -65,8 +68,12 @@ class PerturbationMemory:
         ):
             if value not in valid:
                 raise ValueError(f"{name} must be one of {list(valid)}, got {value!r}")
-        if max_bytes is not None and max_bytes <= 0:
-            raise ValueError(f"max_bytes must be above 0, got {max_bytes}")
+        if max_bytes is not None and not (isinstance(max_bytes, int) and max_bytes > 0):
+            raise ValueError(
+                f"max_bytes must be a number of bytes above 0, e.g. 16 * 2**30, or None, got {max_bytes!r}"
+            )
+        if store is not None and not isinstance(store, Store):
+            raise TypeError(f"store must be a backend such as HostStore(), or None, got {store!r}")
         self.bits, self.stride, self.resolution = bits, stride, resolution
         self.store: Store = HostStore() if store is None else store
         self.max_bytes = max_bytes
@@ -123,6 +130,12 @@ class PerturbationMemory:
         record = self.store.get(id, device)
         if record is not None and record.size != view.canonical:
             self._counts["resized"] += 1
+            if self._counts["resized"] == FORGOTTEN_VIEWS > self._counts["hits"]:
+                warnings.warn(
+                    f"{FORGOTTEN_VIEWS} images had another size than at their last visit and started anew: where a loader crops or resizes "
+                    "say how by views=",
+                    stacklevel=2,
+                )
             return None
         self._counts["unknown" if record is None else "hits"] += 1
         return record
@@ -158,7 +171,7 @@ class PerturbationMemory:
         grown = self.store.nbytes + record.nbytes - (0 if there is None else there.nbytes)
         if grown > (self.max_bytes or grown):
             raise MemoryError(
-                f"perturbation memory: {len(self.store)} images take {human(self.store.nbytes)} and max_bytes is "
+                f"perturbation memory: with one more image it would take {human(grown)}, and max_bytes is "
                 f"{human(self.max_bytes or 0)}. Raise it, or write fewer bits or stride=2; forecast(sizes) says beforehand what is needed"
             )
 

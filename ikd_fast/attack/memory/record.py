@@ -43,6 +43,7 @@ class MemorySettings:
         channels: of the images.
         data: fingerprint of the data set; ``""``: not said, agrees with any.
         size: how canonical sizes come about (``"original"``, ``"network 1333x800"``); ``""``: not said.
+        objective: what is climbed; ``""``: not said.
     """
 
     eps: float
@@ -51,6 +52,7 @@ class MemorySettings:
     channels: int = 3
     data: str = ""
     size: str = ""
+    objective: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         return {field.name: getattr(self, field.name) for field in fields(self)}

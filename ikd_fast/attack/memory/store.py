@@ -56,7 +56,8 @@ class HostStore:
 
     Records of CUDA tensors go to pinned memory and come from there by copies that run on the caller's stream; nothing waits for
     them on the host but a ``get`` to the CPU. Records are copied on the way in and on the way out, never shared. Memory is taken in
-    blocks that grow from 1 MiB to 256 MiB; taking a pinned block is the one call that may wait for the device.
+    blocks that grow from 1 MiB to 256 MiB; taking a pinned block is the one call that may wait for the device. A deep copy and what is
+    pickled hold no records.
     """
 
     def __init__(self) -> None:
@@ -116,6 +117,15 @@ class HostStore:
                 slot.used.synchronize()
         self.__init__()  # type: ignore[misc]
 
+    def __deepcopy__(self, memo: dict) -> HostStore:
+        """Of a copied model (an EMA, a snapshot): a store of its own, empty, for the same settings."""
+        twin = HostStore()
+        twin.settings = self.settings
+        return twin
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _empty, (self.settings,)
+
     def _new(self, record: Record) -> _Slot:
         pinned = record.delta.device.type == "cuda"
         velocity = None
@@ -174,3 +184,9 @@ def _fits(slot: _Slot, record: Record) -> bool:
     if slot.velocity is None or record.velocity is None:
         return same and slot.velocity is None and record.velocity is None
     return same and slot.velocity.shape == record.velocity.shape
+
+
+def _empty(settings: Mapping[str, Any] | None) -> HostStore:
+    store = HostStore()
+    store.settings = settings
+    return store

@@ -92,6 +92,16 @@ def result_of(folder: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.is_file() else None
 
 
+def earlier(out: Path) -> dict[Setting, dict[int, dict[str, Any]]]:
+    """Results of every run below the folder, by setting and seed, whichever grid asked for them."""
+    found: dict[Setting, dict[int, dict[str, Any]]] = {}
+    for home in sorted((out / "runs").glob("*/seed*")):
+        setting, result = Setting.named(home.parent.name), result_of(home)
+        if setting is not None and result is not None:
+            found.setdefault(setting, {})[int(home.name.removeprefix("seed"))] = result
+    return found
+
+
 def forget(folder: Path) -> None:
     """Delete a run, to start it again."""
     if (folder / RESULT).is_file():

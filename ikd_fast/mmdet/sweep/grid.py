@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,18 @@ class Setting:
     def name(self) -> str:
         """Of its folder."""
         return "baseline" if self.mode is None else f"{self.mode}_eps{self.eps:g}_beta{self.beta:g}"
+
+    @classmethod
+    def named(cls, name: str) -> Setting | None:
+        """The setting of a folder; None where it is no setting's.
+
+        >>> Setting.named("carry_eps8_beta1e-05")
+        Setting(mode='carry', eps=8.0, beta=1e-05)
+        """
+        if name == "baseline":
+            return cls()
+        found = re.fullmatch(r"(\w+)_eps([\d.e+-]+)_beta([\d.e+-]+)", name)
+        return cls(found[1], float(found[2]), float(found[3])) if found else None
 
     @property
     def title(self) -> str:
