@@ -85,7 +85,9 @@ def carry(
                 value, features = attack.objective(select(victim, rows), batch), []
             half = getattr(victim, "gradients_in_half", False)
             gradient, value, passes = attack_gradient(value, x, images, part.ids, half=half)
-        length = torch.linalg.vector_norm(gradient, ord=1, dim=(1, 2, 3), dtype=torch.float32)
+        length = torch.linalg.vector_norm(
+            gradient, ord=1, dim=(1, 2, 3), dtype=torch.promote_types(gradient.dtype, torch.float32)
+        )
         good = length.isfinite()
         step = torch.where(good & (length > 0), -size if attack.targeted else size, 0.0).float()
         kept = [records[i] for i in rows]

@@ -48,7 +48,7 @@ class DetectorVictim:
     def keyed_cls_loss(self, batch: AttackBatch) -> Tensor:
         return self.loss.keyed_cls_loss(batch)
 
-    def joint(self, batch: AttackBatch) -> tuple[list[Tensor], Tensor]:
+    def maps_and_loss(self, batch: AttackBatch) -> tuple[list[Tensor], Tensor]:
         return self.loss.joint(batch, lambda: self.features(batch.images))
 
 

@@ -86,7 +86,7 @@ def test_look_is_the_net_s_own_loss_and_detections(subject):
     for a, b in zip(seen, found, strict=True):
         assert torch.equal(a["pred_instances"]["bboxes"], b.pred_instances.bboxes)
         assert torch.equal(a["pred_instances"]["scores"], b.pred_instances.scores)
-    joint, value = subject.victim.joint(_batch(images, batch))
+    joint, value = subject.victim.maps_and_loss(_batch(images, batch))
     assert all(torch.equal(a, b) for a, b in zip(joint, maps, strict=True))
     assert float(value) == pytest.approx(float(loss), rel=1e-6)
 

@@ -47,7 +47,7 @@ class Net:
     def cls_loss(self, x, targets):
         return self.loss_of(self.features(x))
 
-    def joint(self, batch):
+    def maps_and_loss(self, batch):
         maps = self.features(batch.images)
         return maps, self.loss_of(maps)
 

@@ -137,7 +137,7 @@ def test_units_give_equal_perturbations() -> None:
 
 
 class Bowl:
-    """Loss ``-sum((x - c)^2)``: gradients change sign at c, so steps go to and fro."""
+    """Loss ``-sum((x - c)^2)``: gradients change sign at c, so steps turn back and forth."""
 
     def __init__(self, centre: Tensor) -> None:
         self.centre = centre

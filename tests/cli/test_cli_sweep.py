@@ -36,7 +36,7 @@ def test_ctrl_c_stops_the_worker_and_the_same_command_goes_on(configs, tmp_path)
 
     def start(beta: str) -> subprocess.Popen[str]:
         command = [
-            sys.executable, "-m", "ikd_fast", "sweep", str(configs["ikd"]), "--beta", beta, "--no-baseline", "--iters", "10",
+            sys.executable, "-m", "ikd_fast", "sweep", str(configs["ikd"]), "--beta", beta, "--no-baseline", "--iters", "30",
             "--out", str(out), "--json",
         ]  # fmt: skip
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -63,7 +63,7 @@ def test_ctrl_c_stops_the_worker_and_the_same_command_goes_on(configs, tmp_path)
     found = json.loads(stdout)
     assert [row["runs"]["0"]["status"] for row in found["settings"]] == ["done", "failed"]
     assert [row["step"] for row in map(json.loads, (home / "losses.jsonl").read_text().splitlines())] == list(
-        range(10)
+        range(30)
     )
 
 
