@@ -31,17 +31,20 @@ config = reduce(load(name))
 net = build(config)
 fill(net)
 fill(net.ikd.teacher.net)
-craft = net.ikd.craft
+ikd = net.ikd
+craft = ikd._craft
 differ = []
-def shared(batch):
-    out = craft(batch)
+def shared(batch, clean_maps, *, with_maps):
+    out = craft(batch, clean_maps, with_maps=with_maps)
     if not file.exists():
         torch.save(out.delta, file)
         return out
     delta = torch.load(file)
     differ.append(float(((delta - out.delta).abs() > 1e-4).float().mean()))
-    return dataclasses.replace(out, images=out.images - out.delta + delta, delta=delta)
-net.ikd.craft = shared
+    images = out.images - out.delta + delta
+    maps = ikd.teacher.features(images, *ikd._teacher_sources([ikd.adv_loss]), batch.sizes)
+    return dataclasses.replace(out, images=images, delta=delta, maps=maps)
+ikd._craft = shared
 import mmcv._ext
 compiled = str(getattr(mmcv._ext, '__file__', '')).endswith('.so')
 print(json.dumps(dict(compiled=compiled, logs=step(config, net), differ=differ)))
