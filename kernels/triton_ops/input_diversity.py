@@ -117,9 +117,8 @@ def shrunken_images(
             if DENSE and CHANNELS_LAST:
                 e_tile = (left * channels + part * COLUMNS + tl.arange(0, COLUMNS))[None, :]
                 m_tile = (y_tile < height) & (e_tile < width * channels)
-                tl.store(
-                    p_out + y_tile * (width * channels) + e_tile, tl.reshape(b, [ROWS, COLUMNS]), mask=m_tile
-                )  # stream
+                p_tile = p_out + y_tile * (width * channels) + e_tile
+                tl.store(p_tile, tl.reshape(b, [ROWS, COLUMNS]), mask=m_tile)  # stream
             elif DENSE:
                 x_tile = (left + tl.arange(0, COLUMNS))[None, :]
                 m_tile = (y_tile < height) & (x_tile < width)
