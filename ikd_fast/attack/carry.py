@@ -62,8 +62,8 @@ def carry(
     limit = float("inf") if attack.refresh is None else attack.refresh
     due = [i for i, record in enumerate(found) if record is not None and record.visits < limit]
     shared = with_maps and shares_forward(attack.objective, victim)
-    cells = partial(_start, codes, visit, maps, device, images.shape[1], bool(attack.momentum))
-    records = [cells(i) if record is None else record for i, record in enumerate(found)]
+    start = partial(_start, codes, visit, maps, device, images.shape[1], bool(attack.momentum))
+    records = [start(i) if record is None else record for i, record in enumerate(found)]
     nonfinite = torch.zeros(n, dtype=torch.bool, device=device)
     history: list[Tensor] = []
     applied: dict[int, Tensor] = {}
@@ -93,9 +93,7 @@ def carry(
         kept = [records[i] for i in rows]
         fields = [maps[i] for i in rows]
         if attack.momentum:
-            gradient, fields, kept = accelerate(
-                gradient, length, kept, fields, [part.sizes[k] for k in range(len(rows))], attack.momentum
-            )
+            gradient, fields, kept = accelerate(gradient, length, kept, fields, part.sizes, attack.momentum)
         moved = fgsm_step_packed(gradient, [r.delta for r in kept], fields, codes, step)
         for k, (i, record) in enumerate(zip(rows, kept, strict=True)):
             records[i] = replace(record, delta=moved[k])
