@@ -35,6 +35,7 @@ class IKDHook(Hook):
     """
 
     priority = "VERY_HIGH"
+    _branch_is_over = False
 
     def before_train(self, runner: Runner) -> None:
         model = _model(runner)
@@ -56,9 +57,11 @@ class IKDHook(Hook):
             check_training(model, runner.train_dataloader.dataset)
             memory.start(runner, model)
             log_banner(runner, model, float(self._pass))
+        self._branch_is_over = False
 
     def after_train(self, runner: Runner) -> None:
-        memory.finish(_model(runner))
+        if not self._branch_is_over:
+            memory.finish(_model(runner))
 
     def before_train_epoch(self, runner: Runner) -> None:
         self._announce(runner, runner.iter)
@@ -66,6 +69,10 @@ class IKDHook(Hook):
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         for part in self._parts:
             part.set_progress(self._epoch(runner, runner.iter), runner.iter)
+        model = _model(runner)
+        if not self._branch_is_over and getattr(model, "keeps_kd_state", False) and not model.is_active():
+            self._branch_is_over = True
+            memory.finish(model, release=True)
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None

@@ -13,11 +13,13 @@ import numpy as np
 import torch
 
 from ikd_fast.attack.memory import Forecast, MemorySettings, PerturbationMemory
+from ikd_fast.attack.memory.forecast import human
 
 from mmcv.image import rescale_size
 from mmengine.logging import print_log
 
 from .pipeline_checks import fixed_resize, leaves
+from .sampler import keyed_sampler
 from .samples import image_key
 
 
@@ -98,11 +100,12 @@ def choose_resolution(memory: PerturbationMemory, found: Census) -> str:
     return "original" if found.why_original else "network"
 
 
-def prepare(attack: Any, preprocessor: Any, dataset: Any, *, ranks: int = 1) -> str:
+def prepare(attack: Any, preprocessor: Any, dataset: Any, *, ranks: int = 1, shares: int = 1) -> str:
     """Bind the attack's memory to a data set, tell the preprocessor which image is canonical, and require room.
 
     Args:
-        ranks: processes of this machine, each of which may meet, and keep, every image.
+        ranks: processes of this machine, each with a memory of its own.
+        shares: ranks of all machines that share the images out for the whole run; 1: each may meet, and keep, every image.
 
     Returns:
         what is to be logged.
@@ -123,8 +126,8 @@ def prepare(attack: Any, preprocessor: Any, dataset: Any, *, ranks: int = 1) -> 
             f"perturbation memory: {memory.bits} bits, stride {memory.stride}, {resolution} resolution. Its size is not known: the data "
             "set gives no width and height of its images"
         )
-    memory.require_room(forecast, copies=ranks)
-    return describe(forecast, found.unknown, ranks)
+    memory.require_room(forecast, copies=ranks, share=1 / shares)
+    return describe(forecast, found.unknown, ranks, shares)
 
 
 def forecast_of(memory: PerturbationMemory, found: Census, resolution: str) -> Forecast:
@@ -148,15 +151,17 @@ def _made(resolution: str, found: Census) -> str:
     return f"network {', '.join(found.rules)}" if resolution == "network" else resolution
 
 
-def describe(forecast: Forecast, unknown: int = 0, ranks: int = 1) -> str:
-    """The forecast as it is logged."""
+def describe(forecast: Forecast, unknown: int = 0, ranks: int = 1, shares: int = 1) -> str:
+    """The forecast as it is logged; arguments as in :func:`prepare`."""
     text = f"perturbation memory: {forecast}"
     if unknown:
         text += f"; {unknown} more images have no width and height in the data set and are not counted"
-    if ranks > 1:
+    if shares > 1:
+        text += f"; each of the {shares} ranks keeps its own images', about {human(forecast.bytes / shares)}"
+    elif ranks > 1:
         text += (
             f"; each of the {ranks} ranks of this machine keeps its own and may come to that, since it starts every image anew that "
-            "another rank has had"
+            "another rank has had. train_dataloader.sampler=dict(type='KeyedSampler', slots=...) keeps each image with one rank"
         )
     return text
 
@@ -164,10 +169,13 @@ def describe(forecast: Forecast, unknown: int = 0, ranks: int = 1) -> str:
 def start(runner: Any, model: Any) -> None:
     """Prepare the memory of a distiller's attack before the first step, and log it; nothing where it keeps none."""
     memory = memory_of(model)
-    if memory is None:
+    if memory is None or not model.is_active():
         return
-    ranks = _local_ranks()
-    text = prepare(model.ikd.attack, model.data_preprocessor, runner.train_dataloader.dataset, ranks=ranks)
+    loader = runner.train_dataloader
+    shares = _world_size() if getattr(keyed_sampler(loader), "slots", None) else 1
+    text = prepare(
+        model.ikd.attack, model.data_preprocessor, loader.dataset, ranks=_local_ranks(), shares=shares
+    )
     if getattr(runner, "_resume", False) and len(memory.store) == 0:
         text += "\nthe run is resumed, and host memory is not in a checkpoint: every image starts anew at its next visit"
     print_log(f"ikd_fast {text}", logger="current", level=logging.INFO)
@@ -182,12 +190,16 @@ def start(runner: Any, model: Any) -> None:
         )
 
 
-def finish(model: Any) -> None:
-    """Log what the memory has done."""
+def finish(model: Any, *, release: bool = False) -> None:
+    """Log what the memory has done, if anything; ``release`` it where no later step will need it."""
     memory = memory_of(model)
-    if memory is not None:
-        rank = " (this rank's)" if _world_size() > 1 else ""
-        print_log(f"ikd_fast {memory.report()}{rank}", logger="current", level=logging.INFO)
+    if memory is None or not len(memory.store):
+        return
+    text = f"ikd_fast {memory.report()}" + (" (this rank's)" if _world_size() > 1 else "")
+    if release:
+        memory.close()
+        text += "; the adversarial branch is over, and its memory is given back"
+    print_log(text, logger="current", level=logging.INFO)
 
 
 def memory_of(model: Any) -> PerturbationMemory | None:

@@ -114,6 +114,7 @@ def describe(batches: KeyedBatches, loop: Any) -> dict[str, Any]:
         images=len(sampler.dataset),
         shuffle=sampler.shuffle,
         infinite=sampler.infinite,
+        slots=sampler.slots,
         world_size=sampler.world_size,
         batch_size=batches.batch_size,
     )
@@ -146,9 +147,15 @@ def position(saved: dict | None, batches: KeyedBatches, runner: Runner) -> int:
         return 0
 
     def changed(*names: str) -> list[str]:
-        return [f"{name} {saved[name]}, now {now[name]}" for name in names if saved[name] != now[name]]
+        # Checkpoints of before there were slots do not name them.
+        return [
+            f"{name} {saved.get(name)}, now {now[name]}" for name in names if saved.get(name) != now[name]
+        ]
 
-    differs, ranks = changed("images", "shuffle", "infinite", "by_epoch"), changed("world_size", "batch_size")
+    differs, ranks = (
+        changed("images", "shuffle", "infinite", "slots", "by_epoch"),
+        changed("world_size", "batch_size"),
+    )
     same_images = saved["world_size"] * saved["batch_size"] == now["world_size"] * now["batch_size"]
     if differs or (ranks and not (same_images and batches.plain)):
         raise ValueError(

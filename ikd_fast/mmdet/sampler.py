@@ -20,15 +20,32 @@ from mmengine.dist import get_dist_info, sync_random_seed
 from .progress import sample_epoch
 
 
-def keyed_order(size: int, epoch: int, seed: int) -> Tensor:
+def keyed_order(size: int, epoch: int, seed: int, *, stream: Stream = Stream.ORDER) -> Tensor:
     """int64 ``[size]``: the permutation of epoch ``epoch``, the indices sorted by 64 bits of Philox each.
 
     >>> keyed_order(6, epoch=0, seed=0).tolist()
     [3, 4, 1, 0, 2, 5]
     """
     blocks = torch.arange((size + 1) // 2)
-    words = philox4x32_blocks(blocks, id=0, stream=Stream.ORDER, epoch=epoch, seed=seed).view(-1, 2)[:size]
+    words = philox4x32_blocks(blocks, id=0, stream=stream, epoch=epoch, seed=seed).view(-1, 2)[:size]
     return torch.argsort(words[:, 0] << 32 | words[:, 1], stable=True)
+
+
+def slotted_order(order: Tensor, slot_of: Tensor, slots: int) -> Tensor:
+    """``order`` dealt so that place p has an image of slot p % ``slots``, each slot in ``order``'s order.
+
+    A slot with an image fewer than others has its first one twice.
+
+    Args:
+        order: int64 ``[size]``, a permutation.
+        slot_of: int64 ``[size]``, the slot of each index; every slot has one at least.
+
+    >>> slotted_order(torch.tensor([4, 2, 0, 1, 3]), torch.tensor([0, 1, 0, 1, 0]), 2).tolist()
+    [4, 1, 2, 3, 0, 1]
+    """
+    rows = [order[slot_of[order] == slot] for slot in range(slots)]
+    depth = max(len(row) for row in rows)
+    return torch.stack([torch.cat([row, row[: depth - len(row)]]) for row in rows], dim=1).flatten()
 
 
 class KeyedIndex(int):
@@ -69,6 +86,13 @@ class KeyedSampler(Sampler):
         shuffle: False for the data set's own order in every epoch.
         seed: 0..2**64-1. Default: the Runner's seed, or one that the ranks agree on. A resumed run keeps its checkpoint's.
         infinite: for ``IterBasedTrainLoop``: pass follows pass without an end and without filling up; batches go across the border.
+        slots: give each image one of so many slots, by its own draw, and fill places p, p + slots, ... of every epoch with the images of
+            slot p. Each image is then met by one rank in the whole run, for what a rank keeps of its images (mode ``carry``).
+            A multiple of the number of ranks; the order depends on it and not on the ranks, so ranks x batch size is a good choice. The
+            epoch is filled up to a multiple of it, from each slot's own images, also where ``infinite``.
+
+    Raises:
+        ValueError: an empty data set; ``slots`` that are no multiple of the ranks or more than the images.
 
     >>> sampler = KeyedSampler(range(6), seed=0)
     >>> list(sampler)
@@ -76,20 +100,37 @@ class KeyedSampler(Sampler):
     >>> sampler.set_epoch(1)
     >>> sorted(sampler) == list(range(6)) and list(sampler) != [3, 4, 1, 0, 2, 5]
     True
+
+    With two slots the images at even places are the same three in every epoch:
+
+    >>> sampler = KeyedSampler(range(6), seed=0, slots=2)
+    >>> list(sampler)
+    [3, 1, 4, 0, 5, 2]
+    >>> sampler.set_epoch(1)
+    >>> list(sampler)
+    [5, 2, 4, 0, 3, 1]
     """
 
     def __init__(
-        self, dataset: Sized, shuffle: bool = True, seed: int | None = None, infinite: bool = False
+        self,
+        dataset: Sized,
+        shuffle: bool = True,
+        seed: int | None = None,
+        infinite: bool = False,
+        slots: int | None = None,
     ) -> None:
         if len(dataset) == 0:
             raise ValueError(
                 "KeyedSampler: the data set is empty; check ann_file, data_prefix and filter_cfg"
             )
         self.rank, self.world_size = get_dist_info()
+        if slots is not None:
+            _check_slots(slots, self.world_size, len(dataset))
         self.dataset = dataset
         self.shuffle = shuffle
         self.seed = sync_random_seed() if seed is None else int(seed)
         self.infinite = infinite
+        self.slots = slots
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -97,9 +138,20 @@ class KeyedSampler(Sampler):
         self.epoch = int(epoch)
 
     def order(self, epoch: int) -> list[int]:
-        """Every index once, as all ranks together see them in ``epoch``."""
+        """Every index once, as all ranks together see them in ``epoch``; with slots, some a second time to fill it up."""
         size = len(self.dataset)
-        return keyed_order(size, epoch, self.seed).tolist() if self.shuffle else list(range(size))
+        order = keyed_order(size, epoch, self.seed) if self.shuffle else torch.arange(size)
+        if self.slots is not None:
+            order = slotted_order(order, self._slot_of(self.slots), self.slots)
+        return order.tolist()
+
+    def _slot_of(self, slots: int) -> Tensor:
+        """int64 ``[size]``. By its own draw where images are shuffled: neighbours in a data set are often alike."""
+        size = len(self.dataset)
+        dealt = torch.arange(size) % slots
+        if not self.shuffle:
+            return dealt
+        return torch.empty_like(dealt).scatter_(0, keyed_order(size, 0, self.seed, stream=Stream.SLOT), dealt)
 
     def __iter__(self) -> Iterator[int]:
         if self.infinite:
@@ -113,7 +165,26 @@ class KeyedSampler(Sampler):
     def __len__(self) -> int:
         """Samples of this rank in an epoch; of an infinite sampler, the data set's length (as mmengine's InfiniteSampler)."""
         size = len(self.dataset)
-        return size if self.infinite else -(-size // self.world_size)
+        if self.infinite:
+            return size
+        group = self.slots or self.world_size
+        return -(-size // group) * group // self.world_size
+
+
+def _check_slots(slots: int, ranks: int, images: int) -> None:
+    if isinstance(slots, bool) or not isinstance(slots, int) or slots < 1:
+        raise ValueError(f"KeyedSampler: slots must be a whole number >= 1 or None, got {slots!r}")
+    if slots % ranks:
+        raise ValueError(
+            f"KeyedSampler(slots={slots}) on {ranks} ranks: expected a multiple of the ranks, or an image would change its rank; write "
+            f"train_dataloader.sampler.slots={-(-slots // ranks) * ranks}"
+        )
+    if slots > images:
+        fits = images // ranks * ranks
+        raise ValueError(
+            f"KeyedSampler(slots={slots}): the data set has {images} images, expected at least one a slot; write "
+            f"train_dataloader.sampler.slots={fits or None}"
+        )
 
 
 class KeyedBatches:
@@ -186,6 +257,12 @@ def keyed_batches(loader: Any) -> KeyedBatches | None:
     """The batches of a loader with a :class:`KeyedSampler`, None for others."""
     batches = getattr(loader, "batch_sampler", None)
     return batches if isinstance(batches, KeyedBatches) else None
+
+
+def keyed_sampler(loader: Any) -> KeyedSampler | None:
+    """The :class:`KeyedSampler` of a loader, None for others."""
+    batches = keyed_batches(loader)
+    return None if batches is None else batches.sampler
 
 
 def attach(loader: DataLoader) -> DataLoader:

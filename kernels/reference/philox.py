@@ -51,6 +51,7 @@ class Stream(IntEnum):
     VICTIM = 12
     KORNIA = 13
     FRACTION = 14
+    SLOT = 15
 
 
 def stable_id(*parts: str | int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 import torch
@@ -235,6 +236,12 @@ def test_no_room_names_the_settings_that_fit():
     # Four ranks of a machine share it.
     with pytest.raises(MemoryError, match="for each of 4 ranks"):
         memory.require_room(forecast, copies=4, available=need)
+    # They may share the images out.
+    memory.require_room(forecast, copies=4, share=1 / 4, available=need)
+    with pytest.raises(MemoryError, match="230 MB of it for each of 4 ranks .* 115 MB may be taken") as error:
+        memory.require_room(forecast, copies=4, share=1 / 4, available=need // 2)
+    proposed = re.findall(r"bits=(\d), stride=(\d), resolution='network'", str(error.value))
+    assert sorted(proposed) == [("2", "1"), ("2", "2"), ("4", "1"), ("4", "2"), ("8", "2")]
     with pytest.raises(MemoryError, match="mode='single'"):
         memory.require_room(forecast, available=100)
 

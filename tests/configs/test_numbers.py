@@ -78,9 +78,11 @@ def test_method(name):
 
 def test_the_attack_is_the_papers_when_iterative():
     model = load("retinanet_x101-64x4d_r50_fgd_ikd_2x_coco").model
-    single = build_attack(model.adv.attack)
-    assert (single.mode, single.eps, single.steps) == ("single", 8, 1)
-    iterative = build_attack(model.adv.attack | dict(mode="iterative"))
+    carry = build_attack(model.adv.attack)
+    assert (carry.mode, carry.eps, carry.steps, carry.step_size) == ("carry", 8, 1, 4)
+    assert (carry.memory.bits, carry.memory.stride, carry.memory.resolution) == (4, 2, "original")
+    # As ikd_retinanet.py says: --cfg-options model.adv.attack.mode=iterative model.adv.attack.memory=None
+    iterative = build_attack(model.adv.attack | dict(mode="iterative", memory=None))
     assert (iterative.eps, iterative.steps, iterative.step_size, iterative.diversity_prob) == (8, 5, 2, 0.5)
 
 

@@ -34,6 +34,9 @@ def small_data(config: Config, root: Path, train: int = 4, val: int = 2) -> Conf
 
     for loader, count in ((config.train_dataloader, train), (config.val_dataloader, val)):
         loader.update(num_workers=0, persistent_workers=False)
+        if loader.sampler.get("slots"):
+            assert loader.sampler.slots == 16
+            loader.sampler.slots = count
         dataset = loader.dataset
         while "dataset" in dataset:
             shrink(dataset.pipeline)

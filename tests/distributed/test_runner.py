@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -49,6 +51,43 @@ def test_an_uneven_last_batch(pair, coco_root, tmp_path):
         order = keyed_order(11, epoch, 0).tolist()
         assert seen == [*order, order[0]]
     assert a["weights"] == b["weights"]
+
+
+class Kept(Hook):
+    """What this rank's memory has done by the end, and what the log says of it."""
+
+    priority = "VERY_LOW"
+
+    def after_train(self, runner):
+        memory = work.plain(runner.model).ikd.attack.memory
+        found = dict(memory.counters)
+        if runner.rank == 0:
+            found["log"] = Path(runner._log_dir, f"{runner.timestamp}.log").read_text()
+        Path(runner.work_dir, f"rank{runner.rank}.json").write_text(json.dumps(found))
+
+
+def carry_config(root, **sampler):
+    config = config_for(root, adv=dict(beta=1e-5, attack=dict(type="OnlineDIFGSM", mode="carry")))
+    config["train_dataloader"]["sampler"] = dict(type="KeyedSampler", **sampler)
+    return config | dict(train_cfg=dict(type="EpochBasedTrainLoop", max_epochs=3), log_level="INFO")
+
+
+@pytest.mark.parametrize("slots", [4, None])
+def test_carry_meets_each_image_on_one_rank_where_the_sampler_has_slots(pair, coco_root, tmp_path, slots):
+    """12 images, 3 epochs. With slots the two ranks together are cold 12 times; without, some images are cold on both."""
+    a, b = pair.run(work.train, carry_config(coco_root, slots=slots), str(tmp_path), (Kept(),))
+    own = [{i for row in rank["rows"] for i in row["ids"]} for rank in (a, b)]
+    found = [json.loads((tmp_path / f"rank{r}.json").read_text()) for r in range(2)]
+    for ids, counts in zip(own, found, strict=True):
+        assert counts["unknown"] == counts["images"] == len(ids)
+        assert counts["hits"] == 18 - len(ids)
+    if slots:
+        assert [len(ids) for ids in own] == [6, 6]
+        assert not own[0] & own[1]
+        assert "each of the 2 ranks keeps its own images', about" in found[0]["log"]
+    else:
+        assert own[0] & own[1]
+        assert "starts every image anew that another rank has had" in found[0]["log"]
 
 
 class Averages(Hook):

@@ -125,7 +125,7 @@ def quick_zoo():
 
 
 # The paper has no row of these.
-OURS = [link for link in CONFIGS if "_carry_" in link]
+OURS = [link for link in CONFIGS if "_single_" in link]
 
 
 @pytest.mark.parametrize("link", OURS)
@@ -133,11 +133,17 @@ def test_configs_of_our_own_change_the_attack_alone(link, quick_zoo):
     from mmengine.config import Config
 
     path = (DOC.parent / link).resolve()
-    ours, paper = (Config.fromfile(p).model.to_dict() for p in (path, str(path).replace("_carry", "")))
-    assert ours["adv"]["attack"].pop("mode") == "carry"
-    assert ours["adv"]["attack"].pop("memory") == dict(bits=4, stride=2, resolution="original")
-    assert ours["augment"].pop("crop_align") == 8
-    assert paper["adv"]["attack"].pop("mode") == "single"
+    ours, paper = (Config.fromfile(p) for p in (path, str(path).replace("_single", "")))
+    sampler = paper.train_dataloader.pop("sampler").to_dict()
+    assert sampler == dict(type="KeyedSampler", slots=16)
+    assert ours.train_dataloader.pop("sampler").to_dict() == dict(type="DefaultSampler", shuffle=True)
+    assert ours.train_dataloader == paper.train_dataloader
+    ours, paper = ours.model.to_dict(), paper.model.to_dict()
+    assert paper["adv"].pop("attack") == dict(
+        type="OnlineDIFGSM", mode="carry", memory=dict(bits=4, stride=2, resolution="original")
+    )
+    assert ours["adv"].pop("attack") == dict(type="OnlineDIFGSM", mode="single")
+    assert (paper["augment"].pop("crop_align"), ours["augment"].pop("crop_align")) == (8, 1)
     assert ours == paper
 
 
@@ -178,8 +184,9 @@ def test_config_overrides_name_what_the_configs_have(quick_zoo):
     """`--cfg-options a.b.c=value` would also be taken where nothing of that name exists."""
     from mmengine.config import Config
 
-    overrides = re.findall(r"--cfg-options ([\w.]+)=", TEXT)
-    assert len(overrides) == 2
+    given = re.findall(r"--cfg-options ([^`]+)", TEXT)
+    overrides = [part.partition("=")[0] for group in given for part in group.split()]
+    assert len(overrides) == 4
     config = Config.fromfile(DOC.parents[1] / "configs/ikd/retinanet_x101-64x4d_r50_fgd_ikd_2x_coco.py")
     for override in overrides:
         value = config

@@ -65,6 +65,80 @@ def test_an_infinite_sampler_goes_pass_after_pass_over_all_ranks(monkeypatch):
         assert part == sampler.keyed_order(10, epoch, 3).tolist()
 
 
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("size", [12, 22, 24])
+def test_with_slots_an_image_stays_on_its_rank(monkeypatch, size, shuffle):
+    """Six slots on 1, 2, 3 and 6 ranks: one order for all, every image once and at most 5 twice, ranks as equal as may be."""
+    orders = set()
+    for world in (1, 2, 3, 6):
+        shards = [
+            on_rank(monkeypatch, r, world, range(size), shuffle=shuffle, seed=3, slots=6)
+            for r in range(world)
+        ]
+        owner: dict[int, set[int]] = {}
+        for epoch in range(4):
+            lists = []
+            for rank, shard in enumerate(shards):
+                shard.set_epoch(epoch)
+                mine = list(shard)
+                assert len(mine) == len(shard) == -(-size // 6) * 6 // world
+                assert {i.epoch for i in mine} == {epoch}
+                lists.append(mine)
+                for i in mine:
+                    owner.setdefault(int(i), set()).add(rank)
+            whole = [i for row in zip(*lists, strict=True) for i in row]
+            assert set(whole) == set(range(size))
+            assert len(whole) - size == -size % 6
+            orders.add((epoch, tuple(whole)))
+        assert all(len(ranks) == 1 for ranks in owner.values())
+        shares = Counter(next(iter(ranks)) for ranks in owner.values())
+        assert max(shares.values()) - min(shares.values()) <= 6 // world
+    assert len(orders) == 4
+    if not shuffle:
+        assert {order[:size] for _, order in orders} == {tuple(range(size))}
+
+
+def test_with_slots_an_infinite_sampler_keeps_them_over_the_border_of_passes(monkeypatch):
+    """10 images in 4 slots: a pass has 12 places."""
+    shards = [iter(on_rank(monkeypatch, r, 2, range(10), seed=3, infinite=True, slots=4)) for r in range(2)]
+    seen = [[next(shard) for _ in range(24)] for shard in shards]
+    assert not set(map(int, seen[0])) & set(map(int, seen[1]))
+    assert set(map(int, seen[0] + seen[1])) == set(range(10))
+    assert [i.epoch for i in seen[0]] == [e for e in range(4) for _ in range(6)]
+
+
+def test_slots_mix_the_images_of_a_slot_and_the_slots_themselves():
+    """Over 3,000 epochs an image of a slot of 5 is at each of its places with a share of 1/5 (16 degrees of freedom, P = 0.0008),
+    and slots are not the data set's neighbours."""
+    sampler_ = KeyedSampler(range(20), seed=0, slots=4)
+    counts = np.zeros((5, 5))
+    for epoch in range(3000):
+        sampler_.set_epoch(epoch)
+        first = list(sampler_)[0::4]
+        if epoch == 0:
+            members = sorted(first)
+        for place, i in enumerate(first):
+            counts[place, members.index(i)] += 1
+    assert ((counts - 600) ** 2 / 600).sum() < 40
+    assert members not in ([0, 4, 8, 12, 16], [0, 1, 2, 3, 4])
+
+
+@pytest.mark.parametrize(
+    ("world", "slots", "message"),
+    [
+        (4, 6, r"KeyedSampler\(slots=6\) on 4 ranks: expected a multiple of the ranks, .*slots=8"),
+        (1, 11, r"has 10 images, expected at least one a slot; .*slots=10"),
+        (4, 12, r"has 10 images, .*slots=8"),
+        (1, 0, r"slots must be a whole number >= 1 or None, got 0"),
+        (1, 2.0, r"got 2.0"),
+        (1, True, r"got True"),
+    ],
+)
+def test_slots_that_cannot_be(monkeypatch, world, slots, message):
+    with pytest.raises(ValueError, match=message):
+        on_rank(monkeypatch, 0, world, range(10), slots=slots)
+
+
 def test_an_index_keeps_its_epoch_through_pickle():
     index = pickle.loads(pickle.dumps(KeyedIndex(5, 2, 9)))
     assert (index, index.epoch, index.seed) == (5, 2, 9)

@@ -142,6 +142,18 @@ def test_ranks_of_one_machine_share_its_memory(coco_root):
     )
 
 
+def test_ranks_that_share_the_images_out_need_a_share_of_the_memory(coco_root):
+    """115,200 bytes in all, of which two ranks keep 57,600 each."""
+    attack = OnlineDIFGSM("carry", memory=dict(max_bytes=57_600))
+    with pytest.raises(MemoryError, match="115 kB"):
+        prepare(attack, Preprocessor(), dataset_of(coco_root), ranks=2)
+    text = prepare(attack, Preprocessor(), dataset_of(coco_root), ranks=2, shares=2)
+    assert text.endswith("each of the 2 ranks keeps its own images', about 57.6 kB")
+    attack = OnlineDIFGSM("carry", memory=dict(max_bytes=57_599))
+    with pytest.raises(MemoryError, match="115 kB .* 57.6 kB of it for each of 2 ranks"):
+        prepare(attack, Preprocessor(), dataset_of(coco_root), ranks=2, shares=2)
+
+
 def test_too_little_memory_stops_the_run_before_its_first_step(coco_root, tmp_path, quick):
     runner = Runner.from_cfg(
         Config(config_of(coco_root, memory=dict(max_bytes=60_000)) | dict(work_dir=str(tmp_path)))
@@ -192,6 +204,43 @@ class Watch(Hook):
 
 
 @pytest.mark.slow
+class Bytes(Hook):
+    def __init__(self):
+        self.kept = []
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        self.kept.append(runner.model.ikd.attack.memory.counters["bytes"])
+
+
+def test_the_memory_is_given_back_where_the_adversarial_branch_ends(coco_root, tmp_path, quick):
+    """2 epochs of 3; a run that is resumed after that needs no room at all."""
+    lines, watch = Lines(), Bytes()
+    config = config_of(coco_root, epochs=3)
+    config["model"]["stop_at"] = dict(epoch=2)
+    config["default_hooks"]["checkpoint"] = dict(type="CheckpointHook", interval=1)
+    config = Config(config | dict(work_dir=str(tmp_path), log_level="INFO"))
+    runner = Runner.from_cfg(config)
+    runner.logger.addHandler(lines)
+    runner.register_hook(watch)
+    runner.train()
+    assert [kept > 0 for kept in watch.kept] == [True] * 6 + [False] * 3
+    (line,) = [line for line in lines.text.splitlines() if "visits had a perturbation" in line]
+    assert "12 of 24 visits" in line
+    assert line.endswith("the adversarial branch is over, and its memory is given back")
+
+    config.model.adv.attack.memory = dict(max_bytes=1)
+    config.merge_from_dict(
+        dict(resume=True, load_from=str(tmp_path / "epoch_2.pth"), work_dir=str(tmp_path / "b"))
+    )
+    lines, watch = Lines(), Bytes()
+    runner = Runner.from_cfg(config)
+    runner.logger.addHandler(lines)
+    runner.register_hook(watch)
+    runner.train()
+    assert watch.kept == [0] * 3
+    assert "perturbation memory:" not in lines.text
+
+
 @pytest.mark.parametrize("resize", [None, RANDOM_SCALE], ids=["fixed", "random"])
 def test_a_run_carries_from_epoch_to_epoch(coco_root, tmp_path, quick, resize):
     """Every image starts anew once and is found from then on, through flips, crops and, at original resolution, any scale; and what is
@@ -242,7 +291,9 @@ def test_a_resumed_run_starts_empty_and_says_so(coco_root, monkeypatch):
     attack = OnlineDIFGSM("carry")
     loader = SimpleNamespace(dataset=dataset_of(coco_root))
     model = SimpleNamespace(
-        ikd=SimpleNamespace(attack=attack, adversarial=True), data_preprocessor=Preprocessor()
+        ikd=SimpleNamespace(attack=attack, adversarial=True),
+        data_preprocessor=Preprocessor(),
+        is_active=lambda: True,
     )
     for resumed in (False, True):
         start(SimpleNamespace(train_dataloader=loader, _resume=resumed), model)

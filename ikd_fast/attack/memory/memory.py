@@ -202,11 +202,14 @@ class PerturbationMemory:
             momentum=settings.momentum > 0 if momentum is None else momentum,
         )
 
-    def require_room(self, forecast: Forecast, *, copies: int = 1, available: int | None = None) -> None:
+    def require_room(
+        self, forecast: Forecast, *, copies: int = 1, share: float = 1.0, available: int | None = None
+    ) -> None:
         """Raise before training where the forecast does not fit.
 
         Args:
             copies: processes of this machine that each keep a memory (the local ranks).
+            share: part of the images that each of them meets, in 0..1.
             available: bytes; default: :func:`~ikd_fast.attack.memory.available_bytes`.
 
         Raises:
@@ -216,14 +219,17 @@ class PerturbationMemory:
         held = self.store.nbytes
         limits = [] if free is None else [(free + held) // copies]
         limits += [] if self.max_bytes is None else [self.max_bytes]
-        if not limits or forecast.bytes <= min(limits):
+        if not limits or forecast.bytes * share <= min(limits):
             return
         ranks = f" for each of {copies} ranks of this machine" if copies > 1 else ""
+        if share < 1:
+            ranks = f", {human(forecast.bytes * share)} of it{ranks}"
         raise MemoryError(
-            f"perturbation memory: {forecast} are needed{ranks}, {human(min(limits))} may be taken. {self._advice(forecast, min(limits))}"
+            f"perturbation memory: {forecast} are needed{ranks}, {human(min(limits))} may be taken. "
+            f"{self._advice(forecast, min(limits) / share)}"
         )
 
-    def _advice(self, forecast: Forecast, limit: int) -> str:
+    def _advice(self, forecast: Forecast, limit: float) -> str:
         fitting = sorted(
             ((size, key) for key, size in forecast.choices.items() if size <= limit), reverse=True
         )
