@@ -95,12 +95,18 @@ def strength_of(
     )
     with _progress() as progress:
         task = progress.add_task("starting", total=total_work(settings, subject.batches_count))
+
+        def note(text: str) -> None:
+            progress.update(task, description=text)
+            if not progress.console.is_terminal:
+                progress.console.print(f"{progress.tasks[task].percentage:3.0f} %  {text}", highlight=False)
+
         report = measure_strength(
             subject,
             settings,
             parts=parts,
             advance=lambda done: progress.advance(task, done),
-            note=lambda text: progress.update(task, description=text),
+            note=note,
         )
     report = {
         "teacher": f"{type(subject.net).__name__} of {name} ({Path(checkpoint.rpartition('::')[2]).name})",
@@ -146,4 +152,5 @@ def parse_eps(text: str) -> tuple[float, ...]:
 def _progress() -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TextColumn("left"),
                TimeRemainingColumn())  # fmt: skip
-    return Progress(*columns, console=Console(stderr=True), transient=True)
+    console = Console(stderr=True)
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)

@@ -24,6 +24,10 @@ def test_files_and_resuming(ikd, configs, tmp_path, monkeypatch) -> None:
     arguments = ("strength", configs["teacher"], configs["weights"], "--out", tmp_path / "o", *QUICK)
     first = ikd(*arguments, "--json")
     assert first.exit_code == 0, first.stderr
+    # Off a terminal a line for each part.
+    lines = [line for line in first.stderr.splitlines() if " %  " in line]
+    assert lines[0].strip().startswith("0 %")
+    assert "eps 8, seed 0" in lines[-1]
     report = json.loads(first.stdout)
     names = [row["name"] for row in report["rows"]]
     assert names[:3] == ["clean", "clean, published round trip", "random sign"]
