@@ -26,21 +26,11 @@ STYLES: dict[str, tuple[str, str]] = {
     PGD: ("#000000", "*"),
 }
 OWN = ("#8B4513", "P")
-GRADIENTS = "gradients per image and step (equal counts side by side)"
+GRADIENTS = "gradients per image and step"
 ROWS = (
-    (
-        "class_loss_gain",
-        "gradient_evals",
-        "class loss, gain",
-        "gradients per image and step (equal counts side by side)",
-    ),
+    ("class_loss_gain", "gradient_evals", "class loss, gain", GRADIENTS),
     ("class_loss_gain", "seconds", "class loss, gain", "seconds per image and step"),
-    (
-        "feature_change_gain",
-        "gradient_evals",
-        "feature change, gain",
-        "gradients per image and step (equal counts side by side)",
-    ),
+    ("feature_change_gain", "gradient_evals", "feature change, gain", GRADIENTS),
     ("feature_change_gain", "seconds", "feature change, gain", "seconds per image and step"),
 )
 SHIFT = {
@@ -73,7 +63,7 @@ def draw_strength(path: Path, report: Mapping[str, Any]) -> Path:
     seeds, images = len(report["settings"]["seeds"]), report.get("images", "?")
     fig.suptitle(
         f"Strength against cost: {report.get('teacher', 'the teacher')}\n{images} images, {seeds} seed{'s' * (seeds > 1)}; numbers: "
-        "visits of carry",
+        "visits of carry; equal counts of gradients are drawn side by side",
         fontsize=10,
     )
     return save(fig, path)
