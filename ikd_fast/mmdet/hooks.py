@@ -142,7 +142,8 @@ def _iterations_per_pass(runner: Runner) -> Fraction:
     if not isinstance(sampler, InfiniteSampler) and not getattr(sampler, "infinite", False):
         return Fraction(max(1, len(loader)))
     batch = getattr(loader.batch_sampler, "batch_size", loader.batch_size)
-    return Fraction(len(loader.dataset), batch * get_world_size())
+    places = getattr(sampler, "pass_length", len(loader.dataset))
+    return Fraction(places, batch * get_world_size())
 
 
 def _transforms(dataset: Any) -> Iterator[Any]:

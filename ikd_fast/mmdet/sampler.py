@@ -145,6 +145,12 @@ class KeyedSampler(Sampler):
             order = slotted_order(order, self._slot_of(self.slots), self.slots)
         return order.tolist()
 
+    @property
+    def pass_length(self) -> int:
+        """Places of a pass, all ranks together: each image once, and what fills it up where there are slots."""
+        size, group = len(self.dataset), self.slots or 1
+        return -(-size // group) * group
+
     def _slot_of(self, slots: int) -> Tensor:
         """int64 ``[size]``. By its own draw where images are shuffled: neighbours in a data set are often alike."""
         size = len(self.dataset)
@@ -164,11 +170,7 @@ class KeyedSampler(Sampler):
 
     def __len__(self) -> int:
         """Samples of this rank in an epoch; of an infinite sampler, the data set's length (as mmengine's InfiniteSampler)."""
-        size = len(self.dataset)
-        if self.infinite:
-            return size
-        group = self.slots or self.world_size
-        return -(-size // group) * group // self.world_size
+        return len(self.dataset) if self.infinite else -(-self.pass_length // self.world_size)
 
 
 def _check_slots(slots: int, ranks: int, images: int) -> None:

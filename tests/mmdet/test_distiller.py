@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from fractions import Fraction
 
 import pytest
 import torch
@@ -427,6 +428,12 @@ def test_passes_of_an_infinite_sampler_count_all_ranks(coco_root, monkeypatch):
     assert hooks._iterations_per_pass(runner) == 6  # 12 images, 2 each
     monkeypatch.setattr(hooks, "get_world_size", lambda: 3)
     assert hooks._iterations_per_pass(runner) == 2
+    # 12 images in 8 slots: passes of 16 places, also for the sampler's own count of its epochs.
+    config.sampler = dict(type="KeyedSampler", infinite=True, slots=8)
+    loader = Runner.build_dataloader(config, seed=0)
+    assert hooks._iterations_per_pass(type("R", (), dict(train_dataloader=loader))) == Fraction(16, 6)
+    epochs = [i.epoch for i, _ in zip(loader.batch_sampler.sampler, range(40), strict=False)]
+    assert [epochs.count(e) for e in range(3)] == [16, 16, 8]
 
 
 def test_augmenting_in_loader_and_model_is_refused(coco_root, tmp_path):
