@@ -39,7 +39,12 @@ def test_ctrl_c_stops_the_worker_and_the_same_command_goes_on(configs, tmp_path)
             sys.executable, "-m", "ikd_fast", "sweep", str(configs["ikd"]), "--beta", beta, "--no-baseline", "--iters", "30",
             "--out", str(out), "--json",
         ]  # fmt: skip
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        # A suite started in the background has inherited an ignored SIGINT, which would be inherited once more.
+        mine = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        finally:
+            signal.signal(signal.SIGINT, mine)
 
     home = out / "runs/single_eps8_beta1e-05/seed0"
     process = start("1e-5")
