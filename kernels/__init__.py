@@ -9,14 +9,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 _HOME = {
+    "AttentionStats": "ops.attention_stats",
     "CellMap": "reference.delta_codes",
     "DeltaCodes": "reference.delta_codes",
     "FGDSums": "ops.fgd",
     "Stream": "reference.philox",
     "add_noise": "ops.add_noise",
     "apply_delta": "ops.apply_delta",
+    "attention_stats": "ops.attention_stats",
     "augment_batch": "ops.augment_batch",
-    "channel_kl": "reference.channel_kl",
+    "channel_kl": "ops.channel_kl",
     "draw": "reference.philox",
     "fgd_attention": "reference.fgd",
     "fgd_context": "reference.fgd",
@@ -28,11 +30,13 @@ _HOME = {
     "keyed_mask": "reference.masked_l2",
     "mask_maps": "ops.masked_l2",
     "normal": "reference.philox",
+    "pearson": "ops.pearson",
     "philox4x32": "reference.philox",
     "philox4x32_blocks": "reference.philox",
     "pyramid_l1": "ops.pyramid_l2",
     "pyramid_l2": "ops.pyramid_l2",
     "sign_step": "ops.sign_step",
+    "ssim": "ops.ssim",
     "stable_id": "reference.philox",
     "uniform": "reference.philox",
 }
@@ -42,17 +46,21 @@ __all__ = sorted(_HOME)
 if TYPE_CHECKING:
     from .ops.add_noise import add_noise as add_noise
     from .ops.apply_delta import apply_delta as apply_delta
+    from .ops.attention_stats import AttentionStats as AttentionStats
+    from .ops.attention_stats import attention_stats as attention_stats
     from .ops.augment_batch import augment_batch as augment_batch
+    from .ops.channel_kl import channel_kl as channel_kl
     from .ops.fgd import FGDSums as FGDSums
     from .ops.fgd import fgd_relation as fgd_relation
     from .ops.fgd import fgd_sums as fgd_sums
     from .ops.fgsm_step import fgsm_step_packed as fgsm_step_packed
     from .ops.input_diversity import input_diversity as input_diversity
     from .ops.masked_l2 import mask_maps as mask_maps
+    from .ops.pearson import pearson as pearson
     from .ops.pyramid_l2 import pyramid_l1 as pyramid_l1
     from .ops.pyramid_l2 import pyramid_l2 as pyramid_l2
     from .ops.sign_step import sign_step as sign_step
-    from .reference.channel_kl import channel_kl as channel_kl
+    from .ops.ssim import ssim as ssim
     from .reference.delta_codes import CellMap as CellMap
     from .reference.delta_codes import DeltaCodes as DeltaCodes
     from .reference.fgd import fgd_attention as fgd_attention

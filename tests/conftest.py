@@ -17,13 +17,15 @@ _count = min(THREADS, int(os.environ.get("OMP_NUM_THREADS", THREADS)))
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # torch follows either
     os.environ[_name] = str(min(_count, int(os.environ.get(_name, _count))))
 
+import torch  # noqa: E402  (reads them once)
+
+# Triton reads it once, when it is imported, which the conftest of a folder named on the command line does before
+# `pytest_configure`: without a GPU its kernels are tested in its interpreter.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 
 def pytest_configure(config: pytest.Config) -> None:
-    import torch
-
-    # Triton reads it once, when it is imported: without a GPU its kernels are tested in its interpreter.
-    if not torch.cuda.is_available():
-        os.environ.setdefault("TRITON_INTERPRET", "1")
     torch.set_num_threads(min(THREADS, torch.get_num_threads()))
     config.addinivalue_line("markers", "slow: takes more than a few seconds (still part of `make test`)")
     config.addinivalue_line("markers", "configs: a step of every paper-scale config (`make configs`)")

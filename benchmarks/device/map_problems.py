@@ -20,24 +20,10 @@ from ikd_fast.kernels import (
     pyramid_l2,
 )
 
-from .problem import Outputs, Problem, Scale, name_of
+from .problem import Outputs, Problem, Scale
+from .pyramids import on_maps, random_pyramid, with_gradients
 
 BOXES = 20
-
-
-def _pyramid(scale: Scale, batch: int, dtype: torch.dtype, device: torch.device, seed: int) -> list[Tensor]:
-    g = torch.Generator(device).manual_seed(seed)
-    shapes = [(batch, scale.channels, h, w) for h, w in scale.levels()]
-    return [torch.randn(shape, generator=g, device=device).to(dtype) for shape in shapes]
-
-
-def _elements(scale: Scale, batch: int) -> int:
-    return batch * scale.channels * sum(h * w for h, w in scale.levels())
-
-
-def _with_gradients(outputs: Outputs, upstream: Outputs, wanted: Outputs) -> list[Tensor]:
-    grads = torch.autograd.grad(outputs, wanted, upstream)
-    return [*(x.detach() for x in outputs), *grads]
 
 
 def _boxes(scale: Scale, batch: int, device: torch.device, seed: int) -> list[Tensor]:
@@ -49,18 +35,6 @@ def _boxes(scale: Scale, batch: int, device: torch.device, seed: int) -> list[Te
     return list(torch.cat([corner, corner + side], 2).to(device))
 
 
-def _on_maps(op: str, scale: Scale, batch: int, dtype: torch.dtype) -> Callable[..., dict[str, Any]]:
-    """The fields that all operations on two pyramids share."""
-    one = _elements(scale, batch) * dtype.itemsize
-    h, w = scale.image
-    what = f"{batch}x{scale.channels} channels of {h}x{w}, {name_of(dtype)}"
-
-    def fields(work: str, passes: float) -> dict[str, Any]:
-        return dict(op=op, group=f"{work}, {what}", moved=int(passes * one), inputs=2 * one, maps=2 * one)
-
-    return fields
-
-
 def plain_l2(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
     pairs = zip(student, teacher, strict=True)
     return torch.stack([(s.float() - t.float()).square().sum((1, 2, 3)) for s, t in pairs])
@@ -69,15 +43,15 @@ def plain_l2(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
 def l2_problems(
     scale: Scale, batch: int, dtype: torch.dtype, device: torch.device, backend: str
 ) -> Iterator[Problem]:
-    fields = _on_maps("pyramid_l2", scale, batch, dtype)
+    fields = on_maps("pyramid_l2", scale, batch, dtype)
     levels = len(scale.strides)
 
     def make(seed: int) -> tuple[list[Tensor], list[Tensor], Tensor]:
-        s, t = (_pyramid(scale, batch, dtype, device, 2 * seed + i) for i in range(2))
+        s, t = (random_pyramid(scale, batch, dtype, device, 2 * seed + i) for i in range(2))
         return [x.requires_grad_() for x in s], t, torch.rand(levels, batch, device=device)
 
     def both(op: Callable) -> Callable[[Any], Outputs]:
-        return lambda x: _with_gradients([op(x[0], x[1])], [x[2]], x[0])
+        return lambda x: with_gradients([op(x[0], x[1])], [x[2]], x[0])
 
     def forward(op: Callable) -> Callable[[Any], Outputs]:
         return lambda x: [op([s.detach() for s in x[0]], x[1])]
@@ -89,7 +63,7 @@ def l2_problems(
         s = [m.detach().double().requires_grad_() for m in x[0]]
         d = [a - b.double() for a, b in zip(s, x[1], strict=True)]
         value = torch.stack([m.square().sum((1, 2, 3)) for m in d])
-        return _with_gradients([value], [x[2].double()], s)
+        return with_gradients([value], [x[2].double()], s)
 
     compiled = torch.compile(plain_l2, dynamic=False, backend=scale.compiler)
     # bf16 gradients are rounded to 8 bits; sums are float32 either way.
@@ -143,11 +117,11 @@ def plain_fgd(
 def fgd_problems(
     scale: Scale, batch: int, dtype: torch.dtype, device: torch.device, backend: str
 ) -> Iterator[Problem]:
-    fields = _on_maps("fgd", scale, batch, dtype)
+    fields = on_maps("fgd", scale, batch, dtype)
     sizes = [scale.image] * batch
 
     def make(seed: int) -> tuple:
-        s, t = (_pyramid(scale, batch, dtype, device, 2 * seed + i) for i in range(2))
+        s, t = (random_pyramid(scale, batch, dtype, device, 2 * seed + i) for i in range(2))
         g = torch.Generator(device).manual_seed(seed)
         weights = [
             [torch.randn(scale.channels, generator=g, device=device) / 16 for _ in s] for _ in range(2)
@@ -165,7 +139,7 @@ def fgd_problems(
             maps, teacher, boxes, (ws, wt) = x
             terms, vectors = op(maps, teacher, boxes, sizes, ws, wt)[:2]
             upstream = [torch.full_like(terms, 1e-3), torch.full_like(vectors, 1e-3)]
-            return _with_gradients([terms, vectors], upstream, [*maps, *ws, *wt])
+            return with_gradients([terms, vectors], upstream, [*maps, *ws, *wt])
 
         return call
 
@@ -202,7 +176,7 @@ def _fgd_loss(
             p.copy_(torch.randn(p.shape, generator=g) * 0.1)
 
     def make(seed: int) -> tuple:
-        s, t = (_pyramid(scale, batch, dtype, device, 2 * seed + i) for i in range(2))
+        s, t = (random_pyramid(scale, batch, dtype, device, 2 * seed + i) for i in range(2))
         sizes = [scale.image] * batch
         context = DistillContext(
             _boxes(scale, batch, device, seed), None, sizes, scale.image, list(range(batch))
@@ -212,7 +186,7 @@ def _fgd_loss(
     def run(value: Callable[..., Tensor]) -> Callable[[Any], Outputs]:
         def call(x: Any) -> Outputs:
             total = value(x)
-            return _with_gradients([total], [torch.ones_like(total)], x[0])
+            return with_gradients([total], [torch.ones_like(total)], x[0])
 
         return call
 
@@ -244,17 +218,17 @@ def plain_mask(student: Sequence[Tensor], ids: Sequence[int], ratio: float) -> l
 def mask_problems(
     scale: Scale, batch: int, dtype: torch.dtype, device: torch.device, backend: str
 ) -> Iterator[Problem]:
-    fields = _on_maps("masked_l2", scale, batch, dtype)
+    fields = on_maps("masked_l2", scale, batch, dtype)
     ids = list(range(batch))
 
     def make(seed: int) -> tuple[list[Tensor], list[Tensor]]:
-        s = [x.requires_grad_() for x in _pyramid(scale, batch, dtype, device, seed)]
+        s = [x.requires_grad_() for x in random_pyramid(scale, batch, dtype, device, seed)]
         return s, [torch.randn(x.shape, device=device) for x in s]
 
     def run(op: Callable) -> Callable[[Any], Outputs]:
         def call(x: Any) -> Outputs:
             out = op(x[0])
-            return _with_gradients(out, [g.to(o.dtype) for g, o in zip(x[1], out, strict=True)], x[0])
+            return with_gradients(out, [g.to(o.dtype) for g, o in zip(x[1], out, strict=True)], x[0])
 
         return call
 

@@ -6,16 +6,24 @@ from collections.abc import Iterator
 
 import torch
 
+from .attention_problems import attention_problems
+from .channel_kl_problems import channel_kl_problems
 from .delta_problems import delta_problems
 from .diversity_problems import diversity_problems, sign_problems
 from .image_problems import augment_problems, noise_problems, square_problems
 from .map_problems import fgd_problems, l2_problems, mask_problems
+from .pearson_problems import pearson_problems
 from .problem import Problem, Scale
+from .ssim_problems import ssim_problems
 
 KINDS = (
     l2_problems,
     fgd_problems,
     mask_problems,
+    channel_kl_problems,
+    attention_problems,
+    pearson_problems,
+    ssim_problems,
     augment_problems,
     noise_problems,
     delta_problems,

@@ -18,8 +18,8 @@ from .problems import all_problems
 from .steps import DRY_STEP, full_scale, measure_steps
 
 OPS = (
-    "pyramid_l2", "fgd", "masked_l2", "augment_batch", "add_noise", "apply_delta", "fgsm_step", "input_diversity",
-    "sign_step",
+    "pyramid_l2", "fgd", "masked_l2", "channel_kl", "attention_stats", "pearson", "ssim", "augment_batch", "add_noise",
+    "apply_delta", "fgsm_step", "input_diversity", "sign_step",
 )  # fmt: skip
 # The slowest of a problem's sides apart from compiling.
 PROBLEM_SECONDS = 6.0

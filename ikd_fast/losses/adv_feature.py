@@ -6,15 +6,22 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from ikd_fast.kernels.ops.channel_kl import channel_kl
 from ikd_fast.kernels.ops.pyramid_l2 import pyramid_l1, pyramid_l2
-from ikd_fast.kernels.reference.channel_kl import channel_kl
 
 from .base import DistillContext, KDLoss
 from .checks import check_number
 from .registry import register_loss
 from .valid import valid_masks
 
-FORMS = ("sum_per_image", "norm", "norm_per_image", "mean", "l1", "cwd")
+FORMS = {
+    "sum_per_image": "sum over C, H, W; divided by N",
+    "norm": "one norm over N, C, H, W",
+    "norm_per_image": "norm over C, H, W; mean over N",
+    "mean": "mean over N, C, H, W",
+    "l1": "sum over C, H, W; divided by N",
+    "cwd": "sum over C of divergences; divided by N and C",
+}
 
 
 @register_loss
@@ -61,6 +68,7 @@ class AdvFeatureLoss(KDLoss):
     """
 
     default_name = "adv_feature"
+    reads_boxes = False
     align_channels = True
 
     def __init__(
@@ -78,7 +86,7 @@ class AdvFeatureLoss(KDLoss):
         super().__init__(levels=levels, source=source, name=name, backend=backend)
         if form not in FORMS:
             raise ValueError(f"unknown form {form!r}; valid: {', '.join(FORMS)}")
-        self.form = form
+        self.form, self.normaliser = form, FORMS[form]
         self.tau = check_number("AdvFeatureLoss", "tau", tau, above=0)
         if self.tau != 1.0 and form != "cwd":
             raise ValueError(f"AdvFeatureLoss: tau={tau} is for form='cwd', got form={form!r}; leave tau out")
@@ -101,7 +109,7 @@ class AdvFeatureLoss(KDLoss):
         self, s: Sequence[Tensor], t: Sequence[Tensor], valid: Sequence[Tensor] | None
     ) -> Sequence[Tensor]:
         if self.form == "cwd":
-            sums = channel_kl(s, t, self.tau).mean(1).unbind()
+            sums = channel_kl(s, t, self.tau, backend=self.backend).mean(1).unbind()
             return [value * (self.tau**2 / x.shape[1]) for value, x in zip(sums, t, strict=True)]
         if self.form == "l1":
             return pyramid_l1(s, t, valid, backend=self.backend).mean(1).unbind()

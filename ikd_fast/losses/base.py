@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 from torch import Tensor, nn
 
@@ -91,6 +91,10 @@ class KDLoss(nn.Module):
     default_name: ClassVar[str] = "kd"
     align_channels: ClassVar[bool] = False
     needs_bind: ClassVar[bool] = False
+    normaliser: str = "its own"
+    """What the sums are divided by, in words, for reports."""
+    reads_boxes: ClassVar[bool | None] = None
+    """Whether the loss uses ``ctx.boxes``; None: not said."""
 
     def __init__(
         self,
@@ -146,6 +150,7 @@ class KDLoss(nn.Module):
                 f"{self._label}.bind: levels {differ} differ in channels, {list(student)} and "
                 f"{list(teacher)}; set align_channels = True in {self._label} to add a 1x1 convolution"
             )
+        self.check_bind(channels)
         if self._channels is not None:
             if channels != self._channels:
                 raise ValueError(
@@ -158,6 +163,9 @@ class KDLoss(nn.Module):
                 self.align[str(level)] = align_conv(s, t)
             self.build(level, s, t)
         self._channels = channels
+
+    def check_bind(self, channels: Mapping[int, tuple[int, int]]) -> None:
+        """Refuse levels, or (student, teacher) channels of a level, that the loss cannot take; ``bind`` asks first."""
 
     def build(self, level: int, student: int, teacher: int) -> None:
         """Make the parameters of one level; a loss without parameters leaves this alone."""
@@ -174,6 +182,12 @@ class KDLoss(nn.Module):
     ) -> Iterator[tuple[int, Tensor, Tensor]]:
         """As ``pairs`` in the maps' own dtype, or in float32 on a side whose levels have several dtypes and
         where S is aligned: one dtype a side, as the operations take them."""
+        sides: tuple[tuple[str, Any], ...] = (("student", student), ("teacher", teacher))
+        for side, maps in sides:
+            if isinstance(maps, Tensor):
+                raise TypeError(
+                    f"{self._label}: expected a list of maps, one a level, got one {side} tensor {tuple(maps.shape)}; write [map]"
+                )
         if len(student) != len(teacher) or not student:
             raise ValueError(
                 f"{self._label}: expected pyramids of equal length >= 1, got {len(student)} student and "

@@ -73,7 +73,7 @@ def check_boxes(ctx: DistillContext, like: Tensor) -> None:
 
 def check_levels(levels: Sequence[int]) -> tuple[int, ...]:
     """Distinct indices >= 0."""
-    chosen = tuple(levels)
+    chosen = tuple(levels) if isinstance(levels, Sequence) else ()
     ok = all(isinstance(i, int) and i >= 0 for i in chosen)
     if not chosen or not ok or len(set(chosen)) != len(chosen):
         raise ValueError(

@@ -125,8 +125,8 @@ class FGDLoss(KDLoss):
     gamma 5e-4: ``preset="retinanet"``).
 
     Args:
-        preset: ``"retinanet"``, ``"reppoints"`` or ``"mask_rcnn"`` sets the published numbers; arguments
-            given beside it win.
+        preset: ``"retinanet"``, ``"reppoints"``, ``"faster_rcnn"``, ``"mask_rcnn"`` or ``"gfl"`` sets the published
+            numbers; arguments given beside it win.
         temperature: of the attentions, > 0, default 0.5.
         alpha, beta, gamma, lambda_: weights, default 1e-3, 5e-4, 1e-3, 5e-6.
         channels, teacher_channels, num_levels: channel counts, an integer or one a level, to make the
@@ -148,6 +148,8 @@ class FGDLoss(KDLoss):
     """
 
     default_name = "fgd"
+    normaliser = "sums over C, H, W; divided by N"
+    reads_boxes = True
     align_channels = True
     needs_bind = True
 

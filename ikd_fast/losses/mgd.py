@@ -42,8 +42,8 @@ class MGDLoss(KDLoss):
     device or a resume, and new in every epoch. The published module draws from the process's generator.
 
     Args:
-        preset: ``"retinanet"``, ``"reppoints"`` or ``"mask_rcnn"`` sets the published numbers; arguments
-            given beside it win.
+        preset: ``"retinanet"``, ``"reppoints"``, ``"faster_rcnn"`` or ``"mask_rcnn"`` sets the published numbers;
+            arguments given beside it win.
         alpha: weight of every level, default 2e-5.
         mask_ratio: fraction of positions set to zero, 0..1, default 0.65.
         channels, teacher_channels, num_levels: channel counts, an integer or one a level, to make the
@@ -62,6 +62,8 @@ class MGDLoss(KDLoss):
     """
 
     default_name = "mgd"
+    normaliser = "sum over C, H, W; divided by N"
+    reads_boxes = False
     align_channels = True
     needs_bind = True
 

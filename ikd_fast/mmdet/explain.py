@@ -19,6 +19,7 @@ from .memory import memory_facts
 from .pipeline_checks import pipeline_of
 
 DEFAULT_SIZE = (800, 1333)
+BOXES = {True: "boxes", False: None, None: "boxes, where the loss reads them"}
 
 
 def explain(
@@ -202,7 +203,7 @@ def images_seen(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
             "term": loss["name"],
             "student": data,
             "teacher": data,
-            "ground_truth": "boxes, where the loss reads them",
+            "ground_truth": BOXES[loss["reads_boxes"]],
             "weight": 1.0,
         }
         for loss in facts["losses"]

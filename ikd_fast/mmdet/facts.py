@@ -14,25 +14,12 @@ from ikd_fast.distill import StopAt
 from ikd_fast.distill.teacher import run_tapped
 from ikd_fast.kernels import DeltaCodes
 from ikd_fast.kernels.ops.backend import choose
-from ikd_fast.losses import AdvFeatureLoss, FGDLoss, KDLoss, MGDLoss
+from ikd_fast.losses import KDLoss
 
 from .build import num_classes
 
 STRIDE_PROBE = 512
 """A side that every stride of a pyramid divides: there, side over map side is the stride exactly."""
-
-NORMALISERS = {
-    FGDLoss: "sums over C, H, W; divided by N",
-    MGDLoss: "sum over C, H, W; divided by N",
-}
-FORM_NORMALISERS = {
-    "sum_per_image": "sum over C, H, W; divided by N",
-    "norm": "one norm over N, C, H, W",
-    "norm_per_image": "norm over C, H, W; mean over N",
-    "mean": "mean over N, C, H, W",
-    "l1": "sum over C, H, W; divided by N",
-    "cwd": "divided by N and C",
-}
 
 
 def collect(
@@ -161,13 +148,6 @@ def stop_point(
     return {"rule": rule, "epoch": epoch, "iter": iteration}
 
 
-def normaliser(loss: KDLoss) -> str:
-    """What a loss divides its sums by, in words."""
-    if isinstance(loss, AdvFeatureLoss):
-        return FORM_NORMALISERS[loss.form]
-    return next((text for kind, text in NORMALISERS.items() if isinstance(loss, kind)), "its own")
-
-
 def _net(net: nn.Module) -> dict[str, Any]:
     return {
         "type": type(net).__name__,
@@ -232,12 +212,13 @@ def _loss(ikd: Any, loss: KDLoss, device: torch.device, maps: tuple[Any, Any, An
     values = {
         name: getattr(loss, name)
         for name in inspect.signature(type(loss)).parameters
-        if name not in shared and isinstance(getattr(loss, name, None), (int, float, str))
+        if name not in shared and isinstance(getattr(loss, name, None), (int, float, str, tuple))
     }
     return {
         "type": type(loss).__name__,
         "settings": values,
-        "normaliser": normaliser(loss),
+        "normaliser": loss.normaliser,
+        "reads_boxes": loss.reads_boxes,
         "source": _source_text(source),
         "teacher_source": _source_text(teacher_source),
         "backend": choose(type(loss).__name__, loss.backend, device, torch.float32),

@@ -16,10 +16,17 @@ from ..ops.augment_batch import augment_batch
 from ..ops.fgd import fgd_sums
 from ..ops.masked_l2 import mask_maps
 from ..ops.pyramid_l2 import pyramid_l1, pyramid_l2
+from .attention_cases import attention_cases
+from .attention_cases import stats as attention
+from .channel_kl_cases import call as channel_kl_call
+from .channel_kl_cases import channel_kl_cases
 from .compiling import Case
 from .delta_cases import apply_cases, sized, step_cases
 from .diversity_cases import diversity_cases, sign_cases
 from .diversity_cases import sized as sized_diversity
+from .pearson_cases import call as pearson_call
+from .pearson_cases import pearson_cases
+from .ssim_cases import ssim_call, ssim_cases
 
 IMAGE = (800, 1344)
 DECODED = (800, 1333)
@@ -217,10 +224,14 @@ def sized_cases() -> Iterator[Case]:
                 batch=batch, dtype=torch.bfloat16, layout="contiguous", image=image
             )
             yield Case("pyramid_l2", name, _pyramid(op=pyramid_l2, **options))
+            yield Case("pearson", name, pearson_call(maps, **options))
             yield Case("masked_l2", name, _mask(**options))
+            yield Case("channel_kl", name, channel_kl_call(maps, **options))
             yield Case("fgd", name, _fgd(**options))
+            yield Case("ssim", name, ssim_call(maps, **options))
             yield Case("augment_batch", name, _augment(sigma=SIGMA, **options))
             yield Case("add_noise", name, _noise(**options))
+            yield Case("attention_stats", name, attention(**options))
             for stem, call in (*sized(**options), *sized_diversity(**options)):
                 yield Case(stem, name, call)
 
@@ -229,10 +240,14 @@ CASES: dict[str, Callable[[], Iterator[Case]]] = {
     "pyramid_l2": _pyramid_cases,
     "masked_l2": _mask_cases,
     "fgd": _fgd_cases,
+    "attention_stats": attention_cases,
+    "channel_kl": lambda: channel_kl_cases(maps),
     "augment_batch": _augment_cases,
     "add_noise": _noise_cases,
     "apply_delta": apply_cases,
     "fgsm_step": step_cases,
     "input_diversity": diversity_cases,
     "sign_step": sign_cases,
+    "ssim": lambda: ssim_cases(maps),
+    "pearson": lambda: pearson_cases(maps),
 }

@@ -329,6 +329,7 @@ def test_dry_run(tmp_path: Path, repo_root: Path) -> None:
     sides = {r["side"] for r in rows}
     operations = {"pyramid_l2", "fgd_sums", "mask_maps", "augment_batch", "add_noise"}
     operations |= {"apply_delta", "fgsm_step_packed", "input_diversity", "sign_step"}
+    operations |= {"attention_stats", "channel_kl", "pearson", "ssim"}
     assert operations | {"FGDLoss"} <= sides
     assert {
         "PyTorch",

@@ -10,13 +10,21 @@ import torch.nn.functional as F
 
 from ikd_fast import (
     IKD,
+    ACMLoss,
     AdaptiveFreqAug,
     AdvFeatureLoss,
+    CWDLoss,
     DistillContext,
     FGDLoss,
+    FKDLoss,
+    L1Loss,
+    L2Loss,
     MGDLoss,
+    NADLoss,
     OnlineDIFGSM,
     PixelUnits,
+    PKDLoss,
+    SSIMLoss,
 )
 from ikd_fast.kernels.reference.philox import Stream, normal, philox4x32_blocks
 from tests.distill.nets import Net, batch
@@ -68,9 +76,26 @@ def test_augmentation_gives_the_cpu_image_without_a_sync():
 
 
 @pytest.mark.parametrize(
-    "loss", [FGDLoss(preset="retinanet"), MGDLoss(), AdvFeatureLoss(), AdvFeatureLoss(form="norm")]
+    "loss",
+    [
+        FGDLoss(preset="retinanet"),
+        MGDLoss(),
+        AdvFeatureLoss(),
+        AdvFeatureLoss(form="norm"),
+        CWDLoss(),
+        FKDLoss(),
+        SSIMLoss(),
+        PKDLoss(),
+        L2Loss(),
+        L1Loss(),
+        NADLoss(weight=1.0),
+        ACMLoss(),
+    ],
+    ids=lambda loss: f"{type(loss).__name__} {getattr(loss, 'form', '')}".strip(),
 )
-def test_losses_agree_with_the_cpu_and_do_not_sync(loss):
+def test_losses_agree_with_the_cpu_and_do_not_sync(loss, monkeypatch):
+    # MGD's and FKD's convolutions in float32 proper.
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     torch.manual_seed(0)
     shapes = [(2, 16, 25, 42), (2, 16, 13, 21)]
     s, t = [torch.randn(x) for x in shapes], [torch.randn(x) for x in shapes]

@@ -6,16 +6,43 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from ikd_fast import AdaptiveFreqAug, AdvFeatureLoss, FGDLoss, MGDLoss
+from ikd_fast import (
+    ACMLoss,
+    AdaptiveFreqAug,
+    AdvFeatureLoss,
+    CWDLoss,
+    FGDLoss,
+    FKDLoss,
+    L1Loss,
+    L2Loss,
+    MGDLoss,
+    NADLoss,
+    PKDLoss,
+    SSIMLoss,
+)
 from ikd_fast.kernels import pyramid_l1, pyramid_l2
 from tests.losses.setups import context, pyramid, randomise
 
 
 def losses():
     fgd, mgd = FGDLoss(preset="retinanet", channels=6, num_levels=3), MGDLoss(channels=6, num_levels=3)
-    randomise(fgd)
-    randomise(mgd)
-    return [AdvFeatureLoss(), AdvFeatureLoss(form="l1", ignore_padding=True), fgd, mgd]
+    fkd = FKDLoss(channels=6, num_levels=3)
+    for loss in (fgd, mgd, fkd):
+        randomise(loss)
+    return [
+        ACMLoss(),
+        AdvFeatureLoss(),
+        AdvFeatureLoss(form="l1", ignore_padding=True),
+        CWDLoss(),
+        fgd,
+        fkd,
+        mgd,
+        NADLoss(),
+        PKDLoss(),
+        SSIMLoss(),
+        L2Loss(),
+        L1Loss(),
+    ]
 
 
 def gradients(loss, student, teacher, ctx, wrap=lambda f, *x: f(*x)):

@@ -170,3 +170,20 @@ def test_half_maps_reach_the_operation_uncopied(monkeypatch) -> None:
     AdvFeatureLoss()(s, t, context(1))
     assert seen[0] is s[0]
     assert seen[1] is t[0]
+
+
+def test_every_form_hands_on_the_backend(monkeypatch) -> None:
+    from ikd_fast.losses import adv_feature
+
+    seen = []
+
+    def record(*args, backend):
+        seen.append(backend)
+        return torch.zeros(1, 1)
+
+    for op in ("channel_kl", "pyramid_l1", "pyramid_l2"):
+        monkeypatch.setattr(adv_feature, op, record)
+    maps = [torch.zeros(1, 2, 2, 2)]
+    for form in FORMS:
+        AdvFeatureLoss(form=form, backend="reference")(maps, maps, context(1))
+    assert seen == ["reference"] * len(FORMS)
