@@ -12,7 +12,15 @@ from torch import nn
 from ikd_fast.distill import load_strict
 from ikd_fast.losses.presets import preset_values
 
-from mmdet.models.detectors import RPN, MaskRCNN, RepPointsDetector, RetinaNet, TwoStageDetector
+from mmdet.models.detectors import (
+    GFL,
+    RPN,
+    FasterRCNN,
+    MaskRCNN,
+    RepPointsDetector,
+    RetinaNet,
+    TwoStageDetector,
+)
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
@@ -33,6 +41,15 @@ from .facts import STRIDE_PROBE, map_shapes
 
 PUBLISHED_TAP = "neck.fpn_convs.{i}.conv"
 STOP_FRACTION = 2 / 3
+
+FAMILIES: dict[type[nn.Module], tuple[str, str]] = {
+    RetinaNet: ("retinanet", "retinanet"),
+    RepPointsDetector: ("reppoints", "reppoints"),
+    MaskRCNN: ("mask_rcnn", "mask_rcnn"),
+    FasterRCNN: ("faster_rcnn", "mask_rcnn"),
+    GFL: ("gfl", "retinanet"),
+}
+"""FGD's preset of a detector, and the one whose adversarial branch it takes: IKD has runs of the first three alone."""
 
 
 @dataclass
@@ -83,8 +100,8 @@ def draft(student: str, teacher: str, checkpoint: str) -> Draft:
     found = Draft()
     s, t = _side(student, "STUDENT"), _side(teacher, "TEACHER")
     two_stage = isinstance(s.net, TwoStageDetector)
-    preset = _preset(s.net, found)
-    adversarial = preset_values(preset, "IKD")
+    preset, branch = _presets(s.net, found)
+    adversarial = preset_values(branch, "IKD")
     levels = list(adversarial["levels"]) if adversarial["levels"] is not None else None
     _check_pyramids(s, t, levels, found)
     _check_classes(s, t, found)
@@ -92,7 +109,7 @@ def draft(student: str, teacher: str, checkpoint: str) -> Draft:
     _check_weights(t, checkpoint, names_of_config((cfg.get("train_dataloader") or {}).get("dataset")), found)
 
     loss: dict[str, Any] = dict(type="FGDLoss", preset=preset)
-    if type(s.net) in (RetinaNet, RepPointsDetector, MaskRCNN) and _has_tap(s.net) and _has_tap(t.net):
+    if type(s.net) in FAMILIES and _has_tap(s.net) and _has_tap(t.net):
         loss["source"] = PUBLISHED_TAP
     adv: dict[str, Any] = dict(beta=adversarial["beta"], attack=dict(type="OnlineDIFGSM", mode="single"))
     if levels is not None:
@@ -155,18 +172,27 @@ def _side(path: str, role: str) -> _Side:
     return _Side(path, config, net, maps)
 
 
-def _preset(net: nn.Module, found: Draft) -> str:
-    for kind, preset in ((RetinaNet, "retinanet"), (RepPointsDetector, "reppoints"), (MaskRCNN, "mask_rcnn")):
-        if type(net) is kind:
-            found.notes.append(f"preset {preset!r}: the published numbers for {kind.__name__}")
-            return preset
-    family, preset = (
-        ("two-stage", "mask_rcnn") if isinstance(net, TwoStageDetector) else ("one-stage", "retinanet")
-    )
-    found.notes.append(
-        f"preset {preset!r}: nothing is published for {type(net).__name__}; these are the numbers of the {family} detector that is"
-    )
-    return preset
+def _presets(net: nn.Module, found: Draft) -> tuple[str, str]:
+    """The presets of FGD and of the adversarial branch."""
+    name = type(net).__name__
+    nearest = "mask_rcnn" if isinstance(net, TwoStageDetector) else "retinanet"
+    preset, branch = FAMILIES.get(type(net), (nearest, nearest))
+    if type(net) not in FAMILIES:
+        found.notes.append(
+            f"preset {preset!r}: no preset is of {name}; these numbers are published for {_kind(preset)}"
+        )
+    elif preset == branch:
+        found.notes.append(f"preset {preset!r}: the published numbers for {name}")
+    else:
+        found.notes.append(
+            f"preset {preset!r}: the published numbers of FGD for {name}; IKD has none: the adversarial branch has those for "
+            f"{_kind(branch)}"
+        )
+    return preset, branch
+
+
+def _kind(preset: str) -> str:
+    return next(kind.__name__ for kind, (own, _) in FAMILIES.items() if own == preset)
 
 
 def _check_pyramids(s: _Side, t: _Side, levels: list[int] | None, found: Draft) -> None:

@@ -52,17 +52,30 @@ def test_the_printed_config_trains_from_any_folder(ikd, configs, tmp_path, monke
 
 
 @pytest.mark.parametrize(
-    ("name", "preset", "beta", "levels", "source"),
+    ("name", "preset", "branch", "levels", "note"),
     [
-        ("retinanet", "retinanet", 1e-5, None, "neck.fpn_convs.{i}.conv"),
-        ("reppoints", "reppoints", 1e-5, None, "neck.fpn_convs.{i}.conv"),
-        ("mask_rcnn", "mask_rcnn", 2.5e-7, [0, 1, 2, 3], "neck.fpn_convs.{i}.conv"),
-        ("faster_rcnn", "mask_rcnn", 2.5e-7, [0, 1, 2, 3], None),
-        ("gfl", "retinanet", 1e-5, None, None),
+        ("retinanet", "retinanet", "retinanet", None, "the published numbers for RetinaNet"),
+        ("reppoints", "reppoints", "reppoints", None, "the published numbers for RepPointsDetector"),
+        ("mask_rcnn", "mask_rcnn", "mask_rcnn", [0, 1, 2, 3], "the published numbers for MaskRCNN"),
+        (
+            "faster_rcnn",
+            "faster_rcnn",
+            "mask_rcnn",
+            [0, 1, 2, 3],
+            "of FGD for FasterRCNN; IKD has none: .* for MaskRCNN",
+        ),
+        ("gfl", "gfl", "retinanet", None, "of FGD for GFL; IKD has none: .* for RetinaNet"),
+        (
+            "fcos",
+            "retinanet",
+            "retinanet",
+            None,
+            "no preset is of FCOS; these numbers are published for RetinaNet",
+        ),
     ],
 )
-def test_presets_by_family(tmp_path, monkeypatch, name, preset, beta, levels, source) -> None:
-    """The published numbers for the family, and the config builds a distiller."""
+def test_presets_by_family(tmp_path, monkeypatch, name, preset, branch, levels, note) -> None:
+    """The published numbers for the family, or its nearest's, and the config builds a distiller."""
     from ikd_fast.mmdet.init import draft
 
     from mmdet.registry import MODELS
@@ -73,13 +86,13 @@ def test_presets_by_family(tmp_path, monkeypatch, name, preset, beta, levels, so
     path = str(written(tmp_path / "plain.py", plain))
     found = draft(path, path, "https://example.org/teacher.pth")
     assert found.problems == []
-    published = "published numbers for" if source else "nothing is published for"
-    assert any(published in note and repr(preset) in note for note in found.notes)
+    (said,) = [line for line in found.notes if line.startswith("preset ")]
+    assert re.fullmatch(f"preset {preset!r}: .*{note}", said)
     (tmp_path / "ikd.py").write_text(found.text)
     model = Config.fromfile(tmp_path / "ikd.py").model
     assert model.losses[0].preset == preset
-    assert model.losses[0].get("source") == source
-    assert model.adv.beta == beta == preset_values(preset, "IKD")["beta"]
+    assert model.losses[0].get("source") == (None if name == "fcos" else "neck.fpn_convs.{i}.conv")
+    assert model.adv.beta == preset_values(branch, "IKD")["beta"] == (2.5e-7 if levels else 1e-5)
     assert model.adv.get("loss", {}).get("levels") == levels
     assert model.stop_at == dict(iter=60)
     assert bool(model.get("init_student")) == (levels is None)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import math
 import zlib
 from pathlib import Path
@@ -29,12 +31,19 @@ SIZES = [(96, 128), (80, 112)]
 BOXES = [[[8.0, 10.0, 70.0, 80.0], [90.0, 20.0, 110.0, 40.0]], [[10.0, 12.0, 30.0, 34.0], [60.0, 40.0, 84.0, 62.0]]]  # fmt: skip
 TASK = {
     "retinanet": {"loss_cls", "loss_bbox"},
+    "gfl": {"loss_cls", "loss_bbox", "loss_dfl"},
+    "faster-rcnn": {"loss_rpn_cls", "loss_rpn_bbox", "loss_cls", "loss_bbox"},
     "reppoints": {"loss_cls", "loss_pts_init", "loss_pts_refine"},
     "mask-rcnn": {"loss_rpn_cls", "loss_rpn_bbox", "loss_cls", "loss_bbox", "loss_mask"},
 }
 
 
 def load(name: str) -> Config:
+    return copy.deepcopy(_read(name))
+
+
+@functools.cache
+def _read(name: str) -> Config:
     return Config.fromfile(HOME / "ikd" / f"{name}.py")
 
 
@@ -42,15 +51,21 @@ def family(name: str) -> str:
     return name.split("_")[0]
 
 
+def losses_of(name: str) -> list[str]:
+    """The distillation losses that a distilled config's name lists: ``fgd-cwd`` has two, ``cwd-logits`` is one."""
+    part = name.partition("_r50_")[2].split("_")[0]
+    return part.removesuffix("-logits").split("-")
+
+
 def distilled(config: Config) -> bool:
     return config.model.type == "IKDDistiller"
 
 
 def expected_losses(name: str, config: Config) -> set[str]:
-    """The losses a step must have: the detector's, the one distillation loss, the adversarial branch's."""
+    """The losses a step must have: the detector's, the distillation losses of its name, the adversarial branch's."""
     keys = set(TASK[family(name)])
     if distilled(config):
-        keys.add("loss_kd/mgd" if "_mgd_" in name else "loss_kd/fgd")
+        keys |= {f"loss_kd/{loss}" for loss in losses_of(name)}
         if "_ikd_" in name or "_adv_" in name:
             keys.add("loss_kd/adv")
     return keys
@@ -67,6 +82,12 @@ def reduce(config: Config) -> Config:
         config.model.update(teacher_config=teacher, teacher_ckpt=None, allow_random_teacher=True)
     student.backbone.init_cfg = None
     fewer_rois(student)
+    return config
+
+
+def shallow(config: Config) -> Config:
+    """The student's backbone in the teacher, where a test is about the losses, which read necks and heads."""
+    config.model.teacher_config["backbone"] = copy.deepcopy(config.model.student.backbone)
     return config
 
 

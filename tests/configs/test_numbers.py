@@ -9,7 +9,7 @@ from ikd_fast.losses import build_loss
 from ikd_fast.mmdet.distiller import build_attack
 from ikd_fast.mmdet.preprocessor import build_augment
 from ikd_fast.pixels import PixelUnits
-from tests.configs.reduced import IKD, distilled, family, load
+from tests.configs.reduced import IKD, distilled, family, load, losses_of
 
 pytestmark = pytest.mark.configs
 
@@ -19,7 +19,33 @@ PUBLISHED = {
     "retinanet": ((0.01, 0.01), 1e-5, None, (1e-3, 5e-4, 5e-4, 5e-6), (2e-5, 0.65), True, False),
     "reppoints": ((0.01, 0.02), 1e-5, None, (1.6e-3, 8e-4, 8e-4, 8e-6), (2e-5, 0.65), True, False),
     "mask-rcnn": ((0.02, 0.02), 2.5e-7, (0, 1, 2, 3), (5e-5, 2.5e-5, 5e-5, 5e-7), (5e-7, 0.45), False, True),
+    # IKD has no run of these two: beta and levels are Mask R-CNN's and RetinaNet's.
+    "faster-rcnn": ((0.02, 0.02), 2.5e-7, (0, 1, 2, 3), (), (), False, False),
+    "gfl": ((0.01, 0.01), 1e-5, None, (), (), False, False),
 }
+EPOCHS = {"gfl": (12, [8, 11])}  # the others: 24, [16, 22]
+CONV = "neck.fpn_convs.{i}.conv"
+FPN = (0, 1, 2, 3)
+ONE_STAGE = (0.5, 4.2e-4, 2.4e-2, 4.2e-4, True, None, CONV)
+TWO_STAGE = (0.5, 7e-5, 4e-3, 7e-5, False, FPN, CONV)
+# The losses of other papers, as their configurations have them, then the levels and where the maps come from (None: the neck).
+OTHERS = {
+    # tau, weight: mmdetection-distiller (RetinaNet), mmrazor (Faster R-CNN, GFL); RepPoints and Mask R-CNN have none of their own.
+    "cwd": {
+        "retinanet": (1.0, 5.0, FPN, CONV), "reppoints": (1.0, 5.0, FPN, CONV), "faster-rcnn": (1.0, 10.0, None, None),
+        "mask-rcnn": (1.0, 10.0, None, None), "gfl": (1.0, 5.0, None, "bbox_head.gfl_cls"),
+    },
+    # tau, alpha, beta, gamma, channel_attention: mmrazor's two-stage numbers; six times them for one stage.
+    "fkd": {"retinanet": ONE_STAGE, "reppoints": ONE_STAGE, "faster-rcnn": TWO_STAGE, "mask-rcnn": TWO_STAGE},
+    # weight, window, sigma: the paper.
+    "ssim": dict.fromkeys(("retinanet", "reppoints", "faster-rcnn"), (4.0, 11, 1.5, None, None)),
+    # weight: mmrazor.
+    "pkd": {"retinanet": (10.0, FPN, None), "reppoints": (10.0, FPN, None), "faster-rcnn": (6.0, FPN, None)},
+}  # fmt: skip
+ATTRIBUTES = {
+    "cwd": ("tau", "weight"), "fkd": ("tau", "alpha", "beta", "gamma", "channel_attention"),
+    "ssim": ("weight", "window", "sigma"), "pkd": ("weight",),
+}  # fmt: skip
 BETAS = {"0.625e-7": 0.625e-7, "1.25e-7": 1.25e-7, "5e-7": 5e-7}
 # Table 2: which parts are on.
 PARTS = {
@@ -36,10 +62,11 @@ def transforms(config) -> list[str]:
 def test_schedule_data_and_optimizer(name):
     config = load(name)
     lr_fgd, lr_mgd = PUBLISHED[family(name)][0]
-    assert config.train_cfg.max_epochs == 24
+    epochs, milestones = EPOCHS.get(family(name), (24, [16, 22]))
+    assert config.train_cfg.max_epochs == epochs
     warmup, steps = config.param_scheduler
     assert (warmup.type, warmup.start_factor, warmup.end, warmup.by_epoch) == ("LinearLR", 0.001, 500, False)
-    assert (steps.milestones, steps.gamma) == ([16, 22], 0.1)
+    assert (steps.milestones, steps.gamma) == (milestones, 0.1)
     assert config.train_dataloader.batch_size == 2
     optimizer = config.optim_wrapper.optimizer
     assert (optimizer.type, optimizer.momentum, optimizer.weight_decay) == ("SGD", 0.9, 1e-4)
@@ -52,7 +79,7 @@ def test_schedule_data_and_optimizer(name):
         assert loaded.get("with_mask", False) is PUBLISHED[family(name)][6]
 
 
-@pytest.mark.parametrize("name", [name for name in IKD if "_r50_fgd" in name or "_r50_mgd" in name])
+@pytest.mark.parametrize("name", [name for name in IKD if losses_of(name) in (["fgd"], ["mgd"])])
 def test_method(name):
     model = load(name).model
     _, beta, levels, fgd, mgd, init, _ = PUBLISHED[family(name)]
@@ -74,6 +101,35 @@ def test_method(name):
         assert model.adv.get("loss", {}).get("levels") == levels
     active = not (model.adv is None and model.augment is None)
     assert model.stop_at == (dict(epoch=16) if active else None)
+
+
+@pytest.mark.parametrize("name", [name for name in IKD if losses_of(name)[0] in OTHERS])
+def test_losses_of_other_papers(name):
+    (kind,) = losses_of(name)
+    model = load(name).model
+    (loss,) = model.losses
+    built = build_loss(dict(loss))
+    values = tuple(getattr(built, attribute) for attribute in ATTRIBUTES[kind])
+    assert (*values, built.levels, built.source) == OTHERS[kind][family(name)]
+    # As published: of the losses, FGD and MGD alone start from the teacher's neck and head.
+    assert not model.get("init_student", False)
+    if "_ikd_" not in name:
+        assert (model.adv, model.augment, model.stop_at) == (None, None, None)
+        return
+    _, beta, levels, *_ = PUBLISHED[family(name)]
+    assert (model.adv.beta, model.adv.get("loss", {}).get("levels")) == (beta, levels)
+    assert build_attack(model.adv.attack).mode == "carry"
+    assert model.augment.crop_align == 8
+    assert model.stop_at == dict(epoch=EPOCHS.get(family(name), (24,))[0] * 2 // 3)
+
+
+def test_the_combination_is_fgd_on_the_neck_and_cwd_on_the_class_logits():
+    ours, fgd = (load(f"retinanet_x101-64x4d_r50_{part}_ikd_2x_coco") for part in ("fgd-cwd", "fgd"))
+    first, second = ours.model.losses
+    assert [first] == fgd.model.losses
+    assert second == dict(type="CWDLoss", preset="gfl", source="bbox_head.retina_cls")
+    ours.model.losses = fgd.model.losses
+    assert ours.to_dict() == fgd.to_dict()
 
 
 def test_the_attack_is_the_papers_when_iterative():

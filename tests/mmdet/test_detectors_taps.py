@@ -74,3 +74,44 @@ def test_taps_of_a_head():
     retina = small("retinanet")
     with pytest.raises(ValueError, match="tap backbone, neck, rpn_head or bbox_head"):
         distiller(retina, retina, losses=[dict(type="MGDLoss", source="roi_head.bbox_head")])
+
+
+def logits(net, path, inputs):
+    """What a head's convolution gives in each of its calls, in float64."""
+    maps = []
+    hook = net.get_submodule(path).register_forward_hook(lambda m, i, out: maps.append(out.detach().double()))
+    with torch.no_grad():
+        net.bbox_head(net.extract_feat(inputs))
+    hook.remove()
+    return maps
+
+
+def test_class_logits_are_a_pyramid_in_the_order_of_the_calls():
+    """CWD on GFL's ``gfl_cls`` beside FGD on the neck: PyTorch's ``kl_div`` on the logits of each level, channels averaged."""
+    losses = [
+        dict(type="FGDLoss"),
+        dict(type="CWDLoss", tau=2.0, weight=3.0, source="bbox_head.gfl_cls", levels=[0, 2, 3]),
+    ]
+    model = distiller(small("gfl"), small("gfl"), losses=losses, adv=None, augment=None)
+    data = batch(model, [0, 1])
+    out = model(**data, mode="loss")
+    student, teacher = (
+        logits(net, "bbox_head.gfl_cls", data["inputs"]) for net in (model.student, model.ikd.teacher.net)
+    )
+    assert [m.shape[1] for m in student] == [2] * 5  # classes
+    assert [m.shape[2] for m in student] == [SIDE // 8, SIDE // 16, SIDE // 32, 2, 1]
+    total = 0.0
+    for level in (0, 2, 3):
+        s, t = (F.log_softmax(m[level].flatten(2) / 2, -1).flatten(0, 1) for m in (student, teacher))
+        total += 3 * 4 * float(F.kl_div(s, t, reduction="batchmean", log_target=True))
+    assert float(out["loss_kd/cwd"].detach()) == pytest.approx(total, rel=1e-4)  # float32 logits
+    assert float(out["loss_kd/fgd"].detach()) > 0
+
+
+def test_heads_called_on_different_numbers_of_levels_are_refused():
+    teacher = small("gfl")
+    teacher["neck"]["num_outs"] = 4
+    teacher["bbox_head"]["anchor_generator"]["strides"] = [8, 16, 32, 64]
+    losses = [dict(type="CWDLoss", source="bbox_head.gfl_cls")]
+    with pytest.raises(ValueError, match=r"student has 5 levels .*teacher 4 .*choose with levels=\[...\]"):
+        distiller(small("gfl"), teacher, losses=losses, adv=None, augment=None)
