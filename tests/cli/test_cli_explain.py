@@ -60,7 +60,8 @@ def test_without_data_and_without_weights(ikd, tmp_path) -> None:
     assert "LoadImageFromFile -> LoadAnnotations -> Resize -> PackDetInputs" in result.stdout
     assert "stop     augmentation and adversarial branch off from epoch 16 of 2, iteration ?" in result.stdout
     lines = result.stdout.splitlines()
-    assert "  kd/adv       x_adv    x_adv    none                              1e-05" in lines
+    assert "  kd/fgd       x_data   x_data   boxes             1" in lines
+    assert "  kd/adv       x_adv    x_adv    none              1e-05" in lines
     assert "  0      8       16 x 12 x 12  16 x 12 x 12  none" in lines
     result = ikd("explain", path)
     assert result.exit_code == 1

@@ -41,6 +41,8 @@ def before_training(coco_root, tmp_path, model_changes: dict, classes: int = 1):
     config = stock_config(coco_root, epochs=1)
     config["model"] = retinanet(classes=classes)
     config = with_ikd(config, teacher_config=retinanet(12, classes), **model_changes) | dict(log_level="INFO")
+    # Without a name, a Runner made in the same second as another writes into that one's log.
+    config["experiment_name"] = "before_training"
     runner = Runner.from_cfg(Config(config | dict(work_dir=str(tmp_path / "work"))))
     runner._train_loop = runner.build_train_loop(runner._train_loop)
     runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
