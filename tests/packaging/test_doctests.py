@@ -11,6 +11,13 @@ import pytest
 
 import ikd_fast
 import ikd_fast.kernels
+from ikd_fast.losses import registry
+
+
+@pytest.fixture(autouse=True)
+def own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an example registers is gone with it."""
+    monkeypatch.setattr(registry, "_LOSSES", dict(registry._LOSSES))
 
 
 def _modules() -> Iterator[str]:
@@ -32,6 +39,12 @@ def test_examples(name: str) -> None:
         importlib.import_module(name), optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
     )
     assert result.failed == 0
+
+
+def test_an_examples_registration_does_not_stay() -> None:
+    assert "MeanGap" not in registry._LOSSES
+    doctest.testmod(registry)
+    assert "MeanGap" in registry._LOSSES
 
 
 def test_there_are_examples() -> None:
