@@ -21,7 +21,7 @@ from ikd_fast.kernels import (
 )
 
 from .problem import Outputs, Problem, Scale
-from .pyramids import on_maps, random_pyramid, with_gradients
+from .pyramids import on_maps, pair_problem, random_pyramid, with_gradients
 
 BOXES = 20
 
@@ -36,56 +36,22 @@ def _boxes(scale: Scale, batch: int, device: torch.device, seed: int) -> list[Te
 
 
 def plain_l2(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
-    pairs = zip(student, teacher, strict=True)
-    return torch.stack([(s.float() - t.float()).square().sum((1, 2, 3)) for s, t in pairs])
+    values = []
+    for pair in zip(student, teacher, strict=True):
+        s, t = (x if x.dtype == torch.float64 else x.float() for x in pair)
+        values.append((s - t).square().sum((1, 2, 3)))
+    return torch.stack(values)
 
 
 def l2_problems(
     scale: Scale, batch: int, dtype: torch.dtype, device: torch.device, backend: str
 ) -> Iterator[Problem]:
-    fields = on_maps("pyramid_l2", scale, batch, dtype)
-    levels = len(scale.strides)
-
-    def make(seed: int) -> tuple[list[Tensor], list[Tensor], Tensor]:
-        s, t = (random_pyramid(scale, batch, dtype, device, 2 * seed + i) for i in range(2))
-        return [x.requires_grad_() for x in s], t, torch.rand(levels, batch, device=device)
-
-    def both(op: Callable) -> Callable[[Any], Outputs]:
-        return lambda x: with_gradients([op(x[0], x[1])], [x[2]], x[0])
-
-    def forward(op: Callable) -> Callable[[Any], Outputs]:
-        return lambda x: [op([s.detach() for s in x[0]], x[1])]
-
     def ours(s: Sequence[Tensor], t: Sequence[Tensor]) -> Tensor:
         return pyramid_l2(s, t, backend=backend)
 
-    def truth(x: Any) -> Outputs:
-        s = [m.detach().double().requires_grad_() for m in x[0]]
-        d = [a - b.double() for a, b in zip(s, x[1], strict=True)]
-        value = torch.stack([m.square().sum((1, 2, 3)) for m in d])
-        return with_gradients([value], [x[2].double()], s)
-
-    compiled = torch.compile(plain_l2, dynamic=False, backend=scale.compiler)
-    # bf16 gradients are rounded to 8 bits; sums are float32 either way.
-    loose = 1e-5 if dtype == torch.float32 else 4e-3
-    yield Problem(
-        **fields("pyramid_l2 forward", 2),
-        make=make,
-        ours=("pyramid_l2", forward(ours)),
-        peers={"PyTorch": forward(plain_l2)},
-        reference=lambda x: truth(x)[:1],
-        tolerance=1e-5,
-    )
-    yield Problem(
-        **fields("pyramid_l2 forward and backward", 5),
-        make=make,
-        ours=("pyramid_l2", both(ours)),
-        peers={"PyTorch": both(plain_l2)},
-        compiled={"PyTorch, compiled": both(compiled)},
-        reference=truth,
-        tolerance=loose,
-        targets={"PyTorch": 1.5, "PyTorch, compiled": 1.0} if batch == 2 and dtype == torch.float32 else {},
-    )
+    sides = ("pyramid_l2", ours, plain_l2, scale, batch, dtype, device)
+    yield pair_problem(*sides, work="forward", backward=False)
+    yield pair_problem(*sides)
 
 
 def plain_fgd(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -11,8 +10,8 @@ from torch import Tensor
 
 from ikd_fast.kernels import ssim
 
-from .problem import Outputs, Problem, Scale
-from .pyramids import on_maps, random_pyramid, with_gradients
+from .problem import Problem, Scale
+from .pyramids import pair_problem
 
 WINDOW, SIGMA = 11, 1.5
 C1, C2 = 0.01**2, 0.03**2
@@ -44,32 +43,19 @@ def plain_ssim(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
 def ssim_problems(
     scale: Scale, batch: int, dtype: torch.dtype, device: torch.device, backend: str
 ) -> Iterator[Problem]:
-    fields = on_maps("ssim", scale, batch, dtype)
+    def ours(s: Sequence[Tensor], t: Sequence[Tensor]) -> Tensor:
+        return ssim(s, t, window=WINDOW, sigma=SIGMA, backend=backend)
 
-    def make(seed: int) -> tuple[list[Tensor], list[Tensor], Tensor]:
-        s, t = (
-            [x.sigmoid() for x in random_pyramid(scale, batch, dtype, device, 2 * seed + i)] for i in range(2)
-        )
-        return [x.requires_grad_() for x in s], t, torch.rand(len(scale.strides), batch, device=device)
-
-    def both(op: Callable) -> Callable[[Any], Outputs]:
-        return lambda x: with_gradients([op(x[0], x[1])], [x[2]], x[0])
-
-    def truth(x: Any) -> Outputs:
-        s = [m.detach().double().requires_grad_() for m in x[0]]
-        value = plain_ssim(s, [t.double() for t in x[1]])
-        return with_gradients([value], [x[2].double()], s)
-
-    compiled = torch.compile(plain_ssim, dynamic=False, backend=scale.compiler)
-    fast = batch == 2 and dtype == torch.float32
-    yield Problem(
-        **fields("ssim forward and backward, window 11", 5),
-        make=make,
-        ours=("ssim", both(lambda s, t: ssim(s, t, window=WINDOW, sigma=SIGMA, backend=backend))),
-        peers={"PyTorch": both(plain_ssim)},
-        compiled={"PyTorch, compiled": both(compiled)},
-        reference=truth,
-        # Variances are differences of float32 means of squares; bf16 gradients are rounded to 8 bits.
-        tolerance=1e-4 if dtype == torch.float32 else 4e-3,
-        targets={"PyTorch": 5.0, "PyTorch, compiled": 1.5} if fast else {},
+    yield pair_problem(
+        "ssim",
+        ours,
+        plain_ssim,
+        scale,
+        batch,
+        dtype,
+        device,
+        work="forward and backward, window 11",
+        squash=torch.sigmoid,
+        tolerance=1e-4,  # variances are differences of float32 means of squares
+        targets=(5.0, 1.5),
     )

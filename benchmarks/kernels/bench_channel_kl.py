@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.kernels.pairs import N, random_pair, step
 from ikd_fast.kernels import channel_kl
 
-N = 2
 # channels, network input, timed rounds; levels have strides 8 to 128
 SIZES = {"small": (64, (256, 256), 40), "paper": (256, (800, 1344), 8)}
 
@@ -30,19 +30,10 @@ FORMS = {
 }
 
 
-def step(form, student: list[Tensor], teacher: list[Tensor], weight: Tensor) -> tuple[Tensor, ...]:
-    value = form(student, teacher)
-    return value.detach(), *torch.autograd.grad((value * weight).sum(), student)
-
-
 @pytest.fixture(scope="module", params=SIZES)
 def problem(request):
-    channels, (h, w), _ = SIZES[request.param]
-    g = torch.Generator().manual_seed(0)
-    shapes = [(N, channels, -(-h // s), -(-w // s)) for s in (8, 16, 32, 64, 128)]
-    student = [torch.randn(shape, generator=g).requires_grad_() for shape in shapes]
-    teacher = [torch.randn(shape, generator=g) for shape in shapes]
-    return request.param, (student, teacher, torch.rand(len(shapes), N, generator=g))
+    channels, image, _ = SIZES[request.param]
+    return request.param, random_pair(channels, image)
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.kernels.pairs import N, random_pair, step
 from ikd_fast.kernels import ssim
 
-N, WINDOW = 2, 11
+WINDOW = 11
 # channels, network input, timed rounds; levels have strides 8 to 128, all but the last at least 6 cells high
 SIZES = {"small": (16, (256, 256), 10), "paper": (32, (800, 1344), 5)}
 
@@ -57,20 +58,10 @@ FORMS = {
 }
 
 
-def step(form, student: list[Tensor], teacher: list[Tensor], weight: Tensor) -> tuple[Tensor, ...]:
-    value = form(student, teacher)
-    return value.detach(), *torch.autograd.grad((value * weight).sum(), student)
-
-
 @pytest.fixture(scope="module", params=SIZES)
 def problem(request):
-    channels, (h, w), _ = SIZES[request.param]
-    g = torch.Generator().manual_seed(0)
-    sizes = [(-(-h // s), -(-w // s)) for s in (8, 16, 32, 64, 128)]
-    shapes = [(N, channels, *size) for size in sizes if min(size) > WINDOW // 2]  # kornia's bound
-    student = [torch.rand(shape, generator=g).requires_grad_() for shape in shapes]
-    teacher = [torch.rand(shape, generator=g) for shape in shapes]
-    return request.param, (student, teacher, torch.rand(len(shapes), N, generator=g))
+    channels, image, _ = SIZES[request.param]
+    return request.param, random_pair(channels, image, draw=torch.rand, above=WINDOW // 2)  # kornia's bound
 
 
 @pytest.mark.parametrize("form", FORMS)

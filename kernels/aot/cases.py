@@ -18,15 +18,12 @@ from ..ops.masked_l2 import mask_maps
 from ..ops.pyramid_l2 import pyramid_l1, pyramid_l2
 from .attention_cases import attention_cases
 from .attention_cases import stats as attention
-from .channel_kl_cases import call as channel_kl_call
-from .channel_kl_cases import channel_kl_cases
 from .compiling import Case
 from .delta_cases import apply_cases, sized, step_cases
 from .diversity_cases import diversity_cases, sign_cases
 from .diversity_cases import sized as sized_diversity
-from .pearson_cases import call as pearson_call
-from .pearson_cases import pearson_cases
-from .ssim_cases import ssim_call, ssim_cases
+from .pair_cases import OPS as PAIR_OPS
+from .pair_cases import channel_kl_cases, pair_call, pearson_cases, ssim_cases
 
 IMAGE = (800, 1344)
 DECODED = (800, 1333)
@@ -224,14 +221,13 @@ def sized_cases() -> Iterator[Case]:
                 batch=batch, dtype=torch.bfloat16, layout="contiguous", image=image
             )
             yield Case("pyramid_l2", name, _pyramid(op=pyramid_l2, **options))
-            yield Case("pearson", name, pearson_call(maps, **options))
             yield Case("masked_l2", name, _mask(**options))
-            yield Case("channel_kl", name, channel_kl_call(maps, **options))
             yield Case("fgd", name, _fgd(**options))
-            yield Case("ssim", name, ssim_call(maps, **options))
+            for stem, op in PAIR_OPS.items():
+                yield Case(stem, name, pair_call(op, maps, **options))
             yield Case("augment_batch", name, _augment(sigma=SIGMA, **options))
             yield Case("add_noise", name, _noise(**options))
-            yield Case("attention_stats", name, attention(**options))
+            yield Case("attention_stats", name, attention(maps, **options))
             for stem, call in (*sized(**options), *sized_diversity(**options)):
                 yield Case(stem, name, call)
 
@@ -240,7 +236,7 @@ CASES: dict[str, Callable[[], Iterator[Case]]] = {
     "pyramid_l2": _pyramid_cases,
     "masked_l2": _mask_cases,
     "fgd": _fgd_cases,
-    "attention_stats": attention_cases,
+    "attention_stats": lambda: attention_cases(maps),
     "channel_kl": lambda: channel_kl_cases(maps),
     "augment_batch": _augment_cases,
     "add_noise": _noise_cases,

@@ -12,6 +12,7 @@ from ikd_fast.kernels import pyramid_l1, pyramid_l2
 from ikd_fast.kernels.ops import backend
 from ikd_fast.kernels.ops import pyramid_l2 as pyramid_ops
 from ikd_fast.kernels.reference import pyramid_l2 as reference
+from tests.kernels.pairs import assert_compiles_whole, assert_differentiable_once
 from tests.tolerances import DTYPES, TOLERANCES, assert_gradient, assert_value, gradcheck
 
 
@@ -201,21 +202,11 @@ def test_compiled_whole_equals_eager(op) -> None:
     def loss(student, teacher):
         return (op(student, teacher, valid).sqrt().sum(1) * weight).sum()
 
-    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
-    results = []
-    for f in (loss, compiled):
-        mine = [x.clone().requires_grad_() for x in s]
-        value = f(mine, t)
-        results.append([value.detach(), *torch.autograd.grad(value, mine)])
-    for a, b in zip(*results, strict=True):
-        assert torch.equal(a, b)
+    assert_compiles_whole(loss, s, t)
 
 
 def test_a_second_derivative_is_refused() -> None:
-    s, t = maps([(1, 2, 3, 3)], torch.float64)
-    (grad,) = torch.autograd.grad(pyramid_l2([s[0].requires_grad_()], t).sum(), s, create_graph=True)
-    with pytest.raises(RuntimeError, match="differentiated twice"):
-        grad.sum().backward()
+    assert_differentiable_once(pyramid_l2)
 
 
 def test_errors_of_masks_dtypes_and_backends() -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ikd_fast.losses.acm import ACMLoss
-from tests.losses.setups import context, pyramid
+from tests.losses.setups import assert_kernels_agree, context, pyramid
 from tests.tolerances import DTYPES, TOLERANCES, assert_near, gradcheck
 
 G = {
@@ -160,15 +160,4 @@ def test_bad_input() -> None:
 
 
 def test_kernels_give_the_same_loss() -> None:
-    pytest.importorskip("triton", minversion="3.6", reason="needs triton >= 3.6 (Linux)")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    results = []
-    for backend in ("reference", "triton"):
-        s = [x.to(device).requires_grad_() for x in pyramid(5, 1, dtype=torch.bfloat16)]
-        t = [x.to(device) for x in pyramid(5, 2)]
-        values = ACMLoss(backend=backend)(s, t, context())
-        results.append((values, torch.autograd.grad(sum(values.values()), s)))
-    for key, value in results[0][0].items():
-        assert results[1][0][key].item() == pytest.approx(value.item(), rel=1e-5)
-    for a, b in zip(results[1][1], results[0][1], strict=True):
-        assert_near(a, b, TOLERANCES[torch.bfloat16].gradient, "gradient")
+    assert_kernels_agree(ACMLoss, student=5, teacher=5)
