@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -29,3 +29,20 @@ def assert_differentiable_once(op: Callable[[list[Tensor], list[Tensor]], Tensor
     (grad,) = torch.autograd.grad(op([s.requires_grad_()], [t]).sum(), s, create_graph=True)
     with pytest.raises(RuntimeError, match="differentiated twice"):
         grad.sum().backward()
+
+
+def by_name(
+    op: Callable[..., Tensor], student: list[Tensor], teacher: list[Tensor], *, launches: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Pairs of the kernels' and the reference's value and gradients, each asked for by name; only the kernels launch, so often."""
+    from ikd_fast.kernels.triton_ops.launch import trace
+
+    results = []
+    for backend in ("triton", "reference"):
+        mine = [x.clone().requires_grad_() for x in student]
+        with trace() as record:
+            out = op(mine, teacher, backend=backend)
+            grads = torch.autograd.grad(out.sum(), mine)
+        assert len(record.launches) == (launches if backend == "triton" else 0)
+        results.append((out.detach(), *grads))
+    yield from zip(*results, strict=True)

@@ -10,6 +10,7 @@ from ikd_fast.kernels import attention_stats
 from ikd_fast.kernels.reference import attention_stats as reference
 from ikd_fast.kernels.triton_ops import attention_stats as kernels
 from ikd_fast.kernels.triton_ops.launch import trace
+from tests.kernels.layouts import in_layout
 from tests.tolerances import assert_gradient, assert_value
 
 pytestmark = pytest.mark.usefixtures("poison")
@@ -29,13 +30,7 @@ def pyramid(shapes, dtype, layout: str, device, seed: int = 0) -> list[Tensor]:
     out = []
     for n, c, h, w in shapes:
         x = torch.randn(n, c, h, w, generator=g).to(device, dtype)
-        if layout == "channels_last":
-            x = x.to(memory_format=torch.channels_last)
-        elif layout == "strided":
-            wide = torch.zeros(n, c + 1, h, 2 * w, dtype=dtype, device=device)
-            wide[:, 1:, :, ::2] = x
-            x = wide[:, 1:, :, ::2]
-        out.append(x)
+        out.append(in_layout(x, layout))
     return out
 
 

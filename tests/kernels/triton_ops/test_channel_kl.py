@@ -10,6 +10,8 @@ from ikd_fast.kernels import channel_kl
 from ikd_fast.kernels.reference import channel_kl as reference
 from ikd_fast.kernels.triton_ops import channel_kl as kernels
 from ikd_fast.kernels.triton_ops.launch import trace
+from tests.kernels.layouts import in_layout
+from tests.kernels.pairs import by_name
 from tests.tolerances import assert_gradient, assert_value
 
 pytestmark = [
@@ -33,13 +35,7 @@ def pyramid(shapes, dtype, layout: str, device, seed: int, scale: float = 1.0) -
     out = []
     for n, c, h, w in shapes:
         x = (torch.randn(n, c, h, w, generator=g) * scale).to(device, dtype)
-        if layout == "channels_last":
-            x = x.to(memory_format=torch.channels_last)
-        elif layout == "strided":
-            wide = torch.zeros(n, c + 1, h, 2 * w, dtype=dtype, device=device)
-            wide[:, 1:, :, ::2] = x
-            x = wide[:, 1:, :, ::2]
-        out.append(x)
+        out.append(in_layout(x, layout))
     return out
 
 
@@ -220,15 +216,7 @@ def test_extra_memory_is_the_gradient_and_little_else(images, layout) -> None:
 
 def test_operation_by_name_runs_the_kernels(device) -> None:
     s, t = (pyramid(SHAPES["odd"], torch.float32, "contiguous", device, i) for i in (0, 1))
-    results = []
-    for backend in ("triton", "reference"):
-        mine = [x.clone().requires_grad_() for x in s]
-        with trace() as record:
-            out = channel_kl(mine, t, 2.0, backend=backend)
-            grads = torch.autograd.grad(out.sum(), mine)
-        assert len(record.launches) == (3 if backend == "triton" else 0)
-        results.append((out.detach(), *grads))
-    for a, b in zip(*results, strict=True):
+    for a, b in by_name(lambda s, t, backend: channel_kl(s, t, 2.0, backend=backend), s, t, launches=3):
         if not b.any():
             assert torch.equal(a, b)  # of one position
         else:

@@ -9,6 +9,7 @@ from torch import Tensor
 from ikd_fast.kernels import keyed_mask, mask_maps
 from ikd_fast.kernels.triton_ops import masked_l2 as kernels
 from ikd_fast.kernels.triton_ops.launch import trace
+from tests.kernels.layouts import in_layout
 
 pytestmark = pytest.mark.usefixtures("poison")
 
@@ -31,13 +32,7 @@ def pyramid(shapes, dtype, layout: str, device) -> list[Tensor]:
     for n, c, h, w in shapes:
         # bf16 numbers in every dtype: no conversion rounds, so that all comparisons are of bits
         x = torch.randn(n, c, h, w, generator=g).bfloat16().to(device, dtype)
-        if layout == "channels_last":
-            x = x.to(memory_format=torch.channels_last)
-        elif layout == "strided":
-            wide = torch.zeros(n, c + 1, h, 2 * w, dtype=dtype, device=device)
-            wide[:, 1:, :, ::2] = x
-            x = wide[:, 1:, :, ::2]
-        out.append(x)
+        out.append(in_layout(x, layout))
     return out
 
 

@@ -10,6 +10,8 @@ from ikd_fast.kernels import pearson
 from ikd_fast.kernels.reference import pearson as reference
 from ikd_fast.kernels.triton_ops import pearson as kernels
 from ikd_fast.kernels.triton_ops.launch import trace
+from tests.kernels.layouts import in_layout
+from tests.kernels.pairs import by_name
 from tests.tolerances import assert_gradient, assert_value
 
 pytestmark = pytest.mark.usefixtures("poison")
@@ -34,13 +36,7 @@ def pyramid(shapes, dtype, layout: str, device, seed: int, offset: float = 0.0) 
         x = torch.randn(n, c, h, w, generator=common) + torch.randn(n, c, h, w, generator=own)
         x = x * torch.randn(1, c, 1, 1, generator=own).exp() + torch.randn(1, c, 1, 1, generator=own) + offset
         x = x.to(device, dtype)
-        if layout == "channels_last":
-            x = x.to(memory_format=torch.channels_last)
-        elif layout == "strided":
-            wide = torch.zeros(n, c + 1, h, 2 * w, dtype=dtype, device=device)
-            wide[:, 1:, :, ::2] = x
-            x = wide[:, 1:, :, ::2]
-        out.append(x)
+        out.append(in_layout(x, layout))
     return out
 
 
@@ -209,15 +205,7 @@ def test_extra_memory_is_the_gradient_and_little_else(images, layout, share) -> 
 
 def test_operation_by_name_runs_the_kernels(device) -> None:
     s, t = (pyramid(SHAPES["odd"][:2], torch.float32, "contiguous", device, i) for i in (0, 1))
-    results = []
-    for backend in ("triton", "reference"):
-        mine = [x.clone().requires_grad_() for x in s]
-        with trace() as record:
-            out = pearson(mine, t, backend=backend)
-            grads = torch.autograd.grad(out.sum(), mine)
-        assert len(record.launches) == (4 if backend == "triton" else 0)
-        results.append((out.detach(), *grads))
-    for a, b in zip(*results, strict=True):
+    for a, b in by_name(pearson, s, t, launches=4):
         assert_gradient(a, b, torch.float32)
 
 

@@ -10,6 +10,8 @@ from ikd_fast.kernels import pyramid_l1, pyramid_l2
 from ikd_fast.kernels.reference import pyramid_l2 as reference
 from ikd_fast.kernels.triton_ops import pyramid_l2 as kernels
 from ikd_fast.kernels.triton_ops.launch import trace
+from tests.kernels.layouts import in_layout
+from tests.kernels.pairs import by_name
 from tests.tolerances import assert_gradient, assert_value
 
 pytestmark = pytest.mark.usefixtures("poison")
@@ -28,13 +30,7 @@ def pyramid(shapes, dtype, layout: str, device, seed: int) -> list[Tensor]:
     out = []
     for n, c, h, w in shapes:
         x = torch.randn(n, c, h, w, generator=g).to(device, dtype)
-        if layout == "channels_last":
-            x = x.to(memory_format=torch.channels_last)
-        elif layout == "strided":
-            wide = torch.zeros(n, c + 1, h, 2 * w, dtype=dtype, device=device)
-            wide[:, 1:, :, ::2] = x
-            x = wide[:, 1:, :, ::2]
-        out.append(x)
+        out.append(in_layout(x, layout))
     return out
 
 
@@ -163,15 +159,7 @@ def test_operation_by_name_runs_the_kernels(op, device) -> None:
         pyramid(SHAPES["odd"], torch.float32, "contiguous", device, 0),
         pyramid(SHAPES["odd"], torch.float32, "contiguous", device, 1),
     )
-    results = []
-    for backend in ("triton", "reference"):
-        mine = [x.clone().requires_grad_() for x in s]
-        with trace() as record:
-            out = op(mine, t, backend=backend)
-            grads = torch.autograd.grad(out.sum(), mine)
-        assert len(record.launches) == (3 if backend == "triton" else 0)
-        results.append((out.detach(), *grads))
-    for a, b in zip(*results, strict=True):
+    for a, b in by_name(op, s, t, launches=3):
         assert_gradient(a, b, torch.float32)
 
 

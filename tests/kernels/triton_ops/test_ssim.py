@@ -15,6 +15,8 @@ from ikd_fast.kernels import ssim
 from ikd_fast.kernels.reference import ssim as reference
 from ikd_fast.kernels.triton_ops import ssim as kernels
 from ikd_fast.kernels.triton_ops.launch import trace
+from tests.kernels.layouts import in_layout
+from tests.kernels.pairs import by_name
 from tests.tolerances import TOLERANCES, assert_gradient, assert_near, assert_value
 
 pytestmark = pytest.mark.usefixtures("poison")
@@ -32,13 +34,7 @@ def pyramid(shapes, dtype, layout: str, device, seed: int) -> list[Tensor]:
     out = []
     for n, c, h, w in shapes:
         x = torch.rand(n, c, h, w, generator=g).to(device, dtype)
-        if layout == "channels_last":
-            x = x.to(memory_format=torch.channels_last)
-        elif layout == "strided":
-            wide = torch.zeros(n, c + 1, h, 2 * w, dtype=dtype, device=device)
-            wide[:, 1:, :, ::2] = x
-            x = wide[:, 1:, :, ::2]
-        out.append(x)
+        out.append(in_layout(x, layout))
     return out
 
 
@@ -181,15 +177,7 @@ def test_extra_memory_is_the_gradient_and_three_floats_an_element(dtype) -> None
 
 def test_operation_by_name_runs_the_kernels(device) -> None:
     s, t = both([(1, 1, 4, 5), (1, 1, 2, 2)], torch.float32, ("contiguous",) * 2, device)
-    results = []
-    for backend in ("triton", "reference"):
-        mine = [x.clone().requires_grad_() for x in s]
-        with trace() as record:
-            out = ssim(mine, t, window=3, backend=backend)
-            grads = torch.autograd.grad(out.sum(), mine)
-        assert len(record.launches) == (4 if backend == "triton" else 0)
-        results.append((out.detach(), *grads))
-    for a, b in zip(*results, strict=True):
+    for a, b in by_name(lambda s, t, backend: ssim(s, t, window=3, backend=backend), s, t, launches=4):
         assert_gradient(a, b, torch.float32)
 
 
