@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ikd_fast.augment import AdaptiveFreqAug
+from ikd_fast.augment import AdaptiveFreqAug, AugPlan
 
 from mmcv.transforms import BaseTransform
 from mmdet.registry import MODELS, TRANSFORMS
@@ -42,29 +42,37 @@ class AdaptiveFreqAugTransform(BaseTransform):
         self._epoch.set(epoch)
 
     def transform(self, results: dict) -> dict:
-        image = results["img"]
-        boxes = box_tensor(results["gt_bboxes"])
-        boxes = torch.as_tensor(boxes, dtype=torch.float32).reshape(-1, 4)
-        ignore = torch.as_tensor(np.asarray(results.get("gt_ignore_flags", np.zeros(len(boxes), bool)), bool))
-        scale = tuple(float(v) for v in results.get("scale_factor", (1.0, 1.0))[:2])
-        plan = self.augment.plan(
-            [boxes],
-            [image.shape[:2]],
+        plan = self.plan_for(results)
+        boxes, ignore = _boxes(results), _ignored(results)
+        target = {"boxes": boxes, "labels": torch.zeros(len(boxes), dtype=torch.long), "ignore": ignore}
+        image = torch.from_numpy(np.ascontiguousarray(results["img"]))
+        images, _ = self.augment.apply([image], [target], plan)
+        results["img"] = np.ascontiguousarray(images[0].numpy())
+        self.record(results, plan)
+        return results
+
+    def plan_for(self, results: dict) -> AugPlan:
+        """The plan of ``results``' image in this epoch; its pixels are looked at for their shape only."""
+        return self.augment.plan(
+            [_boxes(results)],
+            [results["img"].shape[:2]],
             [image_key(results)],
             self._epoch.require("AdaptiveFreqAug"),
-            scale=[scale],
-            ignore=[ignore],
+            scale=[tuple(float(v) for v in results.get("scale_factor", (1.0, 1.0))[:2])],
+            ignore=[_ignored(results)],
         )
-        target = {"boxes": boxes, "labels": torch.zeros(len(boxes), dtype=torch.long), "ignore": ignore}
-        images, _ = self.augment.apply([torch.from_numpy(np.ascontiguousarray(image))], [target], plan)
+
+    def record(self, results: dict, plan: AugPlan) -> None:
+        """All that ``plan`` changes in ``results`` but the pixels: boxes, labels, masks and the geometry's keys."""
+        boxes = _boxes(results)
         x0, y0, x1, y1 = (int(v) for v in plan.window[0])
         window = (x0, y0, x1, y1)
         flip = bool(plan.flip[0])
-        whole = (y1 - y0, x1 - x0) == tuple(image.shape[:2])
+        before = tuple(plan.sizes[0].tolist())
+        whole = (y1 - y0, x1 - x0) == before
         moved, stays = move_boxes(boxes, window, flip, None if whole else plan.min_kept)
         keep = stays.numpy()
-        results["img"] = np.ascontiguousarray(images[0].numpy())
-        results["img_shape"] = results["img"].shape[:2]
+        results["img_shape"] = (y1 - y0, x1 - x0)
         boxed = not isinstance(results["gt_bboxes"], (np.ndarray, Tensor))
         results["gt_bboxes"] = HorizontalBoxes(moved) if boxed else moved.numpy()
         for key in ("gt_bboxes_labels", "gt_ignore_flags"):
@@ -72,7 +80,7 @@ class AdaptiveFreqAugTransform(BaseTransform):
                 results[key] = np.asarray(results[key])[keep]
         if results.get("gt_masks") is not None:
             masks = results["gt_masks"][np.flatnonzero(keep)]
-            results["gt_masks"] = crop_masks(masks, window, flip, image.shape[:2])
+            results["gt_masks"] = crop_masks(masks, window, flip, before)
         if results.get("gt_seg_map") is not None:
             seg = results["gt_seg_map"][y0:y1, x0:x1]
             results["gt_seg_map"] = np.ascontiguousarray(seg[:, ::-1] if flip else seg)
@@ -85,10 +93,18 @@ class AdaptiveFreqAugTransform(BaseTransform):
             results["flip"], results["flip_direction"] = mirrored(
                 results.get("flip", False), results.get("flip_direction")
             )
-        return results
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.augment!r})"
+
+
+def _boxes(results: dict) -> Tensor:
+    return torch.as_tensor(box_tensor(results["gt_bboxes"]), dtype=torch.float32).reshape(-1, 4)
+
+
+def _ignored(results: dict) -> Tensor:
+    flags = results.get("gt_ignore_flags")
+    return torch.as_tensor(np.zeros(len(_boxes(results)), bool) if flags is None else np.asarray(flags, bool))
 
 
 @MODELS.register_module(name="AdaptiveFreqAug")

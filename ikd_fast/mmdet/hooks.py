@@ -16,6 +16,7 @@ from mmengine.runner import IterBasedTrainLoop, Runner
 from . import memory
 from .banner import log_banner
 from .classes import check_training
+from .dali.build import build_dali_loader, is_dali
 from .pipeline_checks import check_pipeline
 from .resume import KeyedResumeHook
 from .sampler import attach
@@ -182,8 +183,13 @@ def install() -> None:
             if not any(isinstance(hook, kind) for hook in self.hooks):
                 self.register_hook(kind())
 
-    def build_dataloader(*args: Any, **kwargs: Any) -> Any:
-        loader = build(*args, **kwargs)
+    def build_dataloader(dataloader: Any, *args: Any, **kwargs: Any) -> Any:
+        if is_dali(dataloader):
+            loader = build_dali_loader(
+                build, dataloader, **dict(zip(("seed", "diff_rank_seed"), args, strict=False)), **kwargs
+            )
+        else:
+            loader = build(dataloader, *args, **kwargs)
         for transform in _transforms(loader.dataset):
             transform.set_epoch(0)
         return attach(loader)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import PurePath
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ikd_fast import order
 from ikd_fast.augment import AugPlan
 from ikd_fast.augment.geometry import Window, clip_to_window, flip_boxes, kept
-from ikd_fast.kernels.reference.philox import stable_id
 
 from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import BaseBoxes, HorizontalBoxes
@@ -30,8 +29,7 @@ def image_key(meta: dict[str, Any]) -> int:
             "an image needs img_id or img_path to key its draws; keep them in PackDetInputs: meta_keys=('img_id', 'img_path', "
             "'ori_shape', 'img_shape', 'scale_factor', 'flip', 'flip_direction')"
         )
-    tail = "/".join(PurePath(str(path)).parts[-2:]) if path is not None else ""
-    return stable_id(tail, str(image_id))
+    return order.image_key(path, image_id)
 
 
 def box_tensor(boxes: Any) -> Tensor:

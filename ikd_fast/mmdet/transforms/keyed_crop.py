@@ -148,22 +148,29 @@ class KeyedRandomCrop(BaseTransform):
             raise TypeError(
                 f"KeyedRandomCrop expects uint8 images, got {image.dtype}: write it before any normalisation"
             )
+        crop = self.draw_for(results)
+        results["img"] = crop.pixels(image)
+        self.record(results, crop)
+        return results
+
+    def draw_for(self, results: dict[str, Any]) -> CropDraw:
+        """The crop of ``results``' image in this epoch; its pixels are looked at for their shape only."""
         if results.get("gt_masks") is not None:
             raise ValueError(
                 "KeyedRandomCrop moves boxes only: write dict(type='LoadAnnotations', with_bbox=True) before it"
             )
-        key = image_key(results)
-        height, width = image.shape[:2]
-        crop = self.draw(key, width, height)
-        results["img"] = crop.pixels(image)
-        results["img_shape"] = results["img"].shape[:2]
+        height, width = results["img"].shape[:2]
+        return self.draw(image_key(results), width, height)
+
+    def record(self, results: dict[str, Any], crop: CropDraw) -> None:
+        """All that ``crop`` changes in ``results`` but the pixels: boxes and the geometry's keys."""
+        results["img_shape"] = crop.size[::-1]
         results["scale_factor"] = crop.scale_factor
         direction = _DIRECTIONS[crop.hflip, crop.vflip]
         results["flip"], results["flip_direction"] = direction is not None, direction
         results["homography_matrix"] = _homography(crop)
         if "gt_bboxes" in results:
             self._move_boxes(results, crop)
-        return results
 
     def _move_boxes(self, results: dict[str, Any], crop: CropDraw) -> None:
         given = results["gt_bboxes"]

@@ -1,0 +1,19 @@
+"""What a file that cannot be used raises."""
+
+from __future__ import annotations
+
+
+class BadImage(ValueError):
+    """An image file, or its annotation, that cannot be used: one line with the file and the reason.
+
+    Args:
+        path: the file.
+        reason: what was expected and what came.
+    """
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path, self.reason = path, reason
+
+    def __reduce__(self) -> tuple:
+        return BadImage, (self.path, self.reason)

@@ -1,0 +1,130 @@
+"""DALI's graph: encoded bytes in, resized, cropped and mirrored images out.
+
+Resize, crop and mirror are one operator: a resize of a region of interest, whose ends may be swapped. Linear, without
+antialiasing and with half-pixel centres, as cv2.INTER_LINEAR.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .host_sample import HostSample
+from .require import require_dali
+
+Inputs = dict[str, list[np.ndarray]]
+ORDERS = ("bgr", "rgb")
+
+
+@dataclass(frozen=True)
+class Finish:
+    """Mirror, noise, normalisation and padding by DALI's own operators.
+
+    Args:
+        mean, std: 0..255 units, in the output's channel order.
+        divisor: sides are multiples of it.
+        seed: of DALI's noise generator, whose draws depend on the place in the batch and on the run.
+    """
+
+    mean: Sequence[float]
+    std: Sequence[float]
+    divisor: int
+    seed: int
+
+
+def inputs_of(samples: list[HostSample]) -> Inputs:
+    """What a graph may take of a batch: bytes, (h, w), first and last (y, x) of the region, gain, sigma, mirror."""
+    regions = [sample.region for sample in samples]
+    return {
+        "encoded": [sample.encoded for sample in samples],
+        "size": [np.array(sample.view.size, dtype=np.float32) for sample in samples],
+        "first": [first for first, _ in regions],
+        "last": [last for _, last in regions],
+        "gain": [np.array(sample.gain, dtype=np.float32) for sample in samples],
+        "sigma": [np.array(sample.sigma, dtype=np.float32) for sample in samples],
+        "mirror": [np.array(sample.mirror, dtype=np.int32) for sample in samples],
+    }
+
+
+def image_pipeline(
+    source: Callable[[], Inputs],
+    *,
+    batch_size: int,
+    threads: int,
+    device_id: int | None,
+    prefetch: int,
+    channel_order: str,
+    gain: bool,
+    finish: Finish | None = None,
+) -> Any:
+    """A built ``nvidia.dali.Pipeline`` with one output: uint8 HWC, or float32 CHW of one size with ``finish``.
+
+    Args:
+        source: called once a batch, gives :func:`inputs_of` of at most ``batch_size`` images, raises ``StopIteration`` at the end.
+        device_id: None for DALI's CPU operators.
+        gain: whether the images' grey levels are scaled (one more pass).
+        finish: else ``sigma`` and ``mirror`` of the samples are left to others.
+    """
+    require_dali()
+    from nvidia.dali import Pipeline, fn, math, types
+
+    kinds = {"bgr": types.BGR, "rgb": types.RGB}
+    pipe = Pipeline(
+        batch_size=batch_size,
+        num_threads=threads,
+        device_id=device_id,
+        prefetch_queue_depth=prefetch,
+        exec_dynamic=True,
+        seed=finish.seed if finish else None,
+    )
+    wanted = {"encoded": 1, "size": 1, "first": 1, "last": 1}
+    wanted |= {"gain": 0} if gain else {}
+    wanted |= {"sigma": 0, "mirror": 0} if finish else {}
+    special = {"encoded": types.UINT8, "mirror": types.INT32}
+
+    def feed() -> tuple[list[np.ndarray], ...]:
+        given = source()
+        return tuple(given[name] for name in wanted)
+
+    with pipe:
+        nodes = fn.external_source(
+            source=feed,
+            num_outputs=len(wanted),
+            batch=True,
+            dtype=[special.get(name, types.FLOAT) for name in wanted],
+            ndim=list(wanted.values()),
+        )
+        given = dict(zip(wanted, nodes, strict=True))
+        image = fn.decoders.image(
+            given["encoded"], device="cpu" if device_id is None else "mixed", output_type=kinds[channel_order]
+        )
+        image = fn.resize(
+            image,
+            size=given["size"],
+            roi_start=given["first"],
+            roi_end=given["last"],
+            roi_relative=False,
+            interp_type=types.INTERP_LINEAR,
+            antialias=False,
+        )
+        if gain:
+            image = fn.cast(image * given["gain"], dtype=types.UINT8)
+        if finish is not None:
+            image = math.clamp(
+                fn.noise.gaussian(fn.cast(image, dtype=types.FLOAT), stddev=given["sigma"]), 0.0, 255.0
+            )
+            image = fn.crop_mirror_normalize(
+                image,
+                mirror=given["mirror"],
+                mean=list(finish.mean),
+                std=list(finish.std),
+                dtype=types.FLOAT,
+                output_layout="CHW",
+            )
+            image = fn.pad(image, axis_names="HW", align=[finish.divisor, finish.divisor], fill_value=0)
+        pipe.set_outputs(image)
+    pipe.build()
+    return pipe

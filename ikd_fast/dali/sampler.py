@@ -1,0 +1,89 @@
+"""The order of a loader in plain PyTorch: keyed, sharded, able to go on in the middle of an epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sized
+
+import torch
+from torch.utils.data import Sampler
+
+from ikd_fast.order import KeyedIndex, keyed_order
+
+
+class KeyedShardSampler(Sampler[list[int]]):
+    """Batches of indices in an order that is a function of (seed, epoch), each shard its own part of every epoch.
+
+    Shard s of S gets places s, s + S, ... of the epoch's order: shards are disjoint and together complete. They differ by one
+    image where S does not divide the number; with ``even=True`` the epoch is filled up from its own beginning, as
+    ``DistributedSampler`` does, so that ranks that wait for each other have as many.
+
+    Args:
+        dataset: anything with a length.
+        batch_size: images a batch; the last one of an epoch may have fewer.
+        shuffle: False for the data set's own order.
+        seed: 0..2**64-1.
+        shard_id, num_shards: this one of so many.
+        even, drop_last: above; leave out a last batch with fewer images.
+
+    Raises:
+        ValueError: an empty data set, numbers out of their range.
+
+    >>> a, b = (KeyedShardSampler(range(5), 2, shard_id=i, num_shards=2) for i in range(2))
+    >>> list(a), list(b), len(a)
+    ([[2, 0], [4]], [[3, 1]], 2)
+    """
+
+    def __init__(
+        self,
+        dataset: Sized,
+        batch_size: int = 1,
+        *,
+        shuffle: bool = True,
+        seed: int = 0,
+        shard_id: int = 0,
+        num_shards: int = 1,
+        even: bool = False,
+        drop_last: bool = False,
+    ) -> None:
+        if len(dataset) == 0:
+            raise ValueError("KeyedShardSampler: the data set is empty")
+        if batch_size < 1 or num_shards < 1 or not 0 <= shard_id < num_shards:
+            raise ValueError(
+                f"KeyedShardSampler: expected batch_size >= 1 and 0 <= shard_id < num_shards, got {batch_size}, {shard_id}, {num_shards}"
+            )
+        self.dataset, self.batch_size, self.shuffle, self.seed = dataset, batch_size, shuffle, int(seed)
+        self.shard_id, self.num_shards, self.even, self.drop_last = shard_id, num_shards, even, drop_last
+        self.epoch = 0
+        self._skip = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """The epoch that iterating next gives."""
+        self.epoch = int(epoch)
+
+    def start_at(self, batches: int) -> None:
+        """Leave out so many batches of the next iteration: they are done."""
+        self._skip = int(batches)
+
+    def indices(self) -> list[KeyedIndex]:
+        """This shard's images in this epoch."""
+        size = len(self.dataset)
+        order = (keyed_order(size, self.epoch, self.seed) if self.shuffle else torch.arange(size)).tolist()
+        if self.even:
+            order += (
+                order[: -size % self.num_shards]
+                if self.num_shards <= size
+                else (order * self.num_shards)[: -size % self.num_shards]
+            )
+        return [KeyedIndex(i, self.epoch, self.seed) for i in order[self.shard_id :: self.num_shards]]
+
+    def __iter__(self) -> Iterator[list[int]]:
+        mine, skip = self.indices(), self._skip
+        self._skip = 0
+        starts = range(0, len(mine), self.batch_size)[: len(self)]
+        return iter([list(mine[i : i + self.batch_size]) for i in starts[skip:]])
+
+    def __len__(self) -> int:
+        images = len(range(self.shard_id, len(self.dataset), self.num_shards))
+        if self.even:
+            images = -(-len(self.dataset) // self.num_shards)
+        return images // self.batch_size if self.drop_last else -(-images // self.batch_size)

@@ -1,0 +1,1 @@
+"""DALI in mmdet's Runner: ``train_dataloader=dict(type='DALIDetLoader', ...)``."""

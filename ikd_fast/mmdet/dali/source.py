@@ -1,0 +1,108 @@
+"""mmdet data sets as a source of host samples, and their batches as mmdet's models take them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from ikd_fast.augment import AugPlan
+from ikd_fast.dali.engine import to_torch
+from ikd_fast.dali.errors import BadImage
+from ikd_fast.dali.host_sample import HostSample, Skipped
+
+from mmengine.dataset import BaseDataset, ClassBalancedDataset, Compose, ConcatDataset, RepeatDataset
+
+from .host_transforms import RECORD, Pixels, changes_levels, host_transforms
+
+
+class HostFetch:
+    """``dataset.__getitems__`` for torch's loaders: :class:`HostSample` or :class:`Skipped` for each index.
+
+    An image that a transform rejects (a crop without boxes) is replaced as mmengine does it, by another drawn at random; one
+    that cannot be read is not.
+    """
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __call__(self, indices: Iterable[int]) -> list[HostSample | Skipped]:
+        return [self._load(int(index)) for index in indices]
+
+    def _load(self, index: int) -> HostSample | Skipped:
+        leaf, inner = _leaf(self.dataset, index)
+        for _ in range(leaf.max_refetch + 1):
+            try:
+                packed = leaf.prepare_data(inner)
+            except BadImage as error:
+                return Skipped(error.path, error.reason)
+            if packed is not None:
+                pixels, view = packed[RECORD]
+                sample = packed["data_samples"]
+                return HostSample(
+                    sample.metainfo["img_path"], pixels.encoded, view, pixels.gain, payload=(sample, pixels)
+                )
+            inner = leaf._rand_another()
+        raise RuntimeError(
+            f"{type(leaf).__name__}: {leaf.max_refetch} images in a row were rejected by the pipeline; check its crops and filters"
+        )
+
+
+def prepare(dataset: Any) -> bool:
+    """Let a data set's items be host samples; its pipelines are replaced by their pixel-free form.
+
+    Returns:
+        whether any of them changes grey levels.
+
+    Raises:
+        TypeError: not an mmdet data set, or a wrapper that mixes images.
+        ValueError: a pipeline that DALI cannot follow.
+    """
+    gain = False
+    for leaf in _leaves(dataset):
+        gain |= changes_levels(leaf.pipeline.transforms)
+        leaf.pipeline = Compose(host_transforms(leaf.pipeline.transforms))
+    dataset.__getitems__ = HostFetch(dataset)
+    return gain
+
+
+def _leaves(dataset: Any) -> Iterable[Any]:
+    if isinstance(dataset, ConcatDataset):
+        for child in dataset.datasets:
+            yield from _leaves(child)
+    elif isinstance(dataset, (RepeatDataset, ClassBalancedDataset)):
+        yield from _leaves(dataset.dataset)
+    elif isinstance(dataset, BaseDataset):
+        yield dataset
+    else:
+        raise TypeError(
+            f"DALIDetLoader(output='mmdet') expects an mmdet data set, or ConcatDataset, RepeatDataset or ClassBalancedDataset of such; "
+            f"got {type(dataset).__name__}"
+        )
+
+
+def _leaf(dataset: Any, index: int) -> tuple[Any, int]:
+    while not isinstance(dataset, BaseDataset):
+        found = dataset._get_ori_dataset_idx(index)
+        if isinstance(dataset, ConcatDataset):
+            dataset, index = dataset.datasets[found[0]], found[1]
+        else:
+            dataset, index = dataset.dataset, found
+    return dataset, index
+
+
+def collate(samples: list[HostSample], outputs: Any) -> dict[str, list[Any]]:
+    """``inputs``: uint8 ``[3, H, W]`` views of DALI's memory (copies where noise was added); ``data_samples``."""
+    images = [to_torch(outputs[i]).permute(2, 0, 1) for i in range(len(samples))]
+    pixels: list[Pixels] = [sample.payload[1] for sample in samples]
+    noisy = [i for i, p in enumerate(pixels) if p.plan is not None]
+    # Data sets that are concatenated may have settings of their own.
+    for augment in {id(pixels[i].augment): pixels[i].augment for i in noisy}.values():
+        assert augment is not None
+        mine = [i for i in noisy if pixels[i].augment is augment]
+        for epoch in {pixels[i].plan.epoch for i in mine}:  # type: ignore[union-attr]
+            chosen = [i for i in mine if pixels[i].plan.epoch == epoch]  # type: ignore[union-attr]
+            plan = AugPlan.cat([pixels[i].plan for i in chosen])  # type: ignore[misc]
+            done = augment.apply_noise([images[i] for i in chosen], plan)
+            for i, image in zip(chosen, done, strict=True):
+                images[i] = image
+    return {"inputs": images, "data_samples": [sample.payload[0] for sample in samples]}
