@@ -6,18 +6,20 @@ VENV ?= .venv
 TORCH_ARGS ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
-KEY := $(shell cat $(filter-out requirements/bench.txt,$(sort $(wildcard requirements/*.txt))) setup.py pyproject.toml | cksum | cut -d ' ' -f 1)
+KEY := $(shell cat $(filter-out requirements/bench.txt requirements/dali.txt,$(sort $(wildcard requirements/*.txt))) setup.py pyproject.toml | cksum | cut -d ' ' -f 1)
 READY := $(VENV)/.ready-$(KEY)
 PEERS := $(VENV)/.peers-$(KEY)-$(shell cksum < requirements/bench.txt | cut -d ' ' -f 1)
 RESULT := build/bench/raw.json
 TYPED := build/typed
 OLD_TRITON := $(CURDIR)/build/triton-oldest
 OLD_READY := $(OLD_TRITON)/.ready-$(shell cksum < requirements/oldest/triton.txt | cut -d ' ' -f 1)
+DALI := $(CURDIR)/build/dali
+DALI_READY := $(DALI)/.ready-$(shell cksum < requirements/dali.txt | cut -d ' ' -f 1)
 CODE := ikd_fast kernels configs docs/examples tests benchmarks setup.py
 WORDS := $(CODE) docs .ci requirements Makefile pyproject.toml $(wildcard *.md *.cff)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test configs distributed kernels lint bench bench-save demo quick-demo clean
+.PHONY: help venv test configs distributed kernels dali lint bench bench-save demo quick-demo clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -55,6 +57,18 @@ kernels: $(READY) $(OLD_READY)  ## kernel tests under the oldest Triton; every k
 	PYTHONPATH=$(OLD_TRITON) $(BIN)/pytest -q --durations=5 -W "ignore:Conversion of an array:DeprecationWarning" tests/kernels/triton_ops
 	PYTHONPATH=$(OLD_TRITON) env -u TRITON_INTERPRET $(BIN)/python -m ikd_fast.kernels.aot
 	env -u TRITON_INTERPRET $(BIN)/python -m ikd_fast.kernels.aot
+
+# In one call: a second one into the same folder would leave the first one's `nvidia` and drop its own.
+$(DALI_READY): | $(READY)
+	@echo "$(DALI): NVIDIA DALI (500 MB to download)"
+	@rm -rf $(DALI)
+	@$(PIP) --quiet --no-deps --target $(DALI) -r requirements/dali.txt
+	@touch $@
+
+# First whether it loads: without it every one of these tests would be skipped.
+dali: $(READY) $(DALI_READY)  ## what goes through NVIDIA DALI, on its CPU operators; `make test` skips it
+	@PYTHONPATH=$(DALI) $(BIN)/python -c "from ikd_fast.dali import require_dali; print('DALI', require_dali().__version__)"
+	PYTHONPATH=$(DALI) OMP_NUM_THREADS=1 $(BIN)/pytest -q --durations=5 tests/dali tests/demo/test_loader.py tests/docs/test_dali.py
 
 # mypy cannot follow setup.py's folder mapping, so it reads the package through links laid out as installed.
 lint: $(READY)  ## ruff, mypy, codespell

@@ -85,6 +85,12 @@ def demo(
     source: Annotated[
         Path | None, typer.Option(help="A folder with deepforest's photographs, instead of the wheel.")
     ] = None,
+    loader: Annotated[
+        str,
+        typer.Option(
+            help="What training images come through: torch (its DataLoader) or dali (DALIDetLoader, on the GPU where there is one)."
+        ),
+    ] = "torch",
     as_json: Json = False,
 ) -> None:
     """Distil three students on real photographs: alone, with FGD, with FGD + IKD. Some minutes on two cores."""
@@ -95,7 +101,7 @@ def demo(
         from ikd_fast.demo.run import Options, run, train_demo_teacher
 
         folder = out or Path("runs") / ("teacher" if train_teacher else "demo-quick" if quick else "demo")
-        options = Options(folder, data, teacher, steps, seeds, seed, quick, fresh, wheel, source)
+        options = Options(folder, data, teacher, steps, seeds, seed, quick, fresh, wheel, source, loader)
         found = (
             {"teacher": str(train_demo_teacher(options, console))} if train_teacher else run(options, console)
         )

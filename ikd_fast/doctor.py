@@ -24,7 +24,7 @@ PACKAGES: dict[str, tuple[tuple[str, ...], str]] = {
     "kornia": (("kornia",), 'pip install "kornia>=0.9"'),
     "dali": (
         ("nvidia-dali-cuda130", "nvidia-dali-cuda120", "nvidia-dali-cuda110"),
-        "pip install nvidia-dali-cuda120",
+        'pip install "nvidia-dali-cuda120>=2.0"',
     ),
 }
 
@@ -84,6 +84,19 @@ def _package(name: str) -> dict[str, Any]:
         "version": next(iter(found.values()), None),
         "install": None if found else install,
     }
+
+
+def _dali(found: dict[str, Any], torch_report: dict[str, Any]) -> None:
+    """Say which DALI belongs to torch's CUDA version, where there is none or one that is too old."""
+    if torch_report["error"]:
+        return
+    from ikd_fast.dali.require import package
+
+    install = f'pip install "{package()}>=2.0"'
+    if not found["installed"]:
+        found["install"] = install
+    elif (major := found["version"].partition(".")[0]).isdigit() and int(major) < 2:
+        found["note"] = f"too old for ikd_fast.dali: {install}"
 
 
 def _torch() -> dict[str, Any]:
@@ -179,7 +192,7 @@ def collect() -> dict[str, Any]:
     """Everything ``ikd-fast doctor`` shows, as plain JSON values. Broken packages are reported, never raised.
 
     Keys: ``python``, ``ikd_fast``, ``torch`` (version, cuda, gpus, error), ``packages`` (per name: installed,
-    distribution, version, install), ``mmcv`` (flavour, mode, operators by provider: compiled, torchvision,
+    distribution, version, install, for dali perhaps a note), ``mmcv`` (flavour, mode, operators by provider: compiled, torchvision,
     ikd_fast, none), ``kernels`` (backend, note), ``missing`` (name, needed_for, install), ``problems``, ``ok``.
     """
     packages = {name: _package(name) for name in PACKAGES}
@@ -196,6 +209,7 @@ def collect() -> dict[str, Any]:
         "mmcv": _mmcv(packages),
         "missing": _missing(packages),
     }
+    _dali(packages["dali"], report["torch"])
     report["kernels"] = _kernels(report["torch"])
     report["problems"] = _problems(report)
     report["ok"] = not report["missing"] and not report["problems"]
@@ -213,7 +227,8 @@ def _rows(report: dict[str, Any]) -> list[tuple[str, str]]:
     for name, package in report["packages"].items():
         if package["installed"]:
             alias = "" if package["distribution"] == name else f"  ({package['distribution']})"
-            rows.append((name, f"{package['version']}{alias}"))
+            note = f"  ({package['note']})" if package.get("note") else ""
+            rows.append((name, f"{package['version']}{alias}{note}"))
         else:
             rows.append((name, f"not installed  ({package['install']})"))
     rows.append(("kernels", f"{report['kernels']['backend']}  ({report['kernels']['note']})"))

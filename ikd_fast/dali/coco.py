@@ -290,7 +290,7 @@ def _bitmaps(record: Record, original: tuple[int, int], size: tuple[int, int]) -
             elif isinstance(shape["counts"], list):
                 shape = coco_mask.frPyObjects(shape, *original)
             rows.append(torch.from_numpy(coco_mask.decode(shape)))
-        except (TypeError, KeyError, ValueError, IndexError) as error:
+        except Exception as error:  # pycocotools raises nothing more special
             raise BadImage(record.path, f"mask of box {i}: expected polygons or RLE ({error})") from None
     if not rows:
         return torch.zeros((0, *size), dtype=torch.uint8)

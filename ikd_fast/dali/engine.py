@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,6 +17,8 @@ from .pipeline import Inputs, inputs_of
 
 Batch = list[HostSample | Skipped]
 Build = Callable[[Callable[[], Inputs], int], Any]
+LOOK_AHEAD = 100
+"""Batches that are looked through for one image that can be used."""
 
 
 class Engine:
@@ -22,19 +27,26 @@ class Engine:
     DALI fails a batch as a whole and the pipeline with it. Then the samples of that batch are decoded one by one, those that
     fail become :class:`Skipped`, and a new pipeline takes the rest and all that was under way: nothing is lost or reordered.
 
-    A batch of which nothing can be used gets one image that can, the last that was, or the next: ranks keep their step.
+    A batch of which nothing can be used gets a copy of the first image that can, of this iteration: ranks keep their step.
 
     Args:
         batches: of the host side; consumed up to ``prefetch`` ahead.
         build: ``build(source, batch_size)`` gives a built pipeline, e.g. of :func:`~ikd_fast.dali.pipeline.image_pipeline`.
         batch_size: the most images of a batch.
+        strict: the first batch of which something was skipped comes without outputs (None) and is the last one.
+
+    Raises:
+        RuntimeError: no image can be used; names the first. A failure of DALI that no file is to blame for.
     """
 
-    def __init__(self, batches: Iterator[Batch], build: Build, batch_size: int) -> None:
-        self._batches, self._build, self._batch_size = batches, build, batch_size
+    def __init__(
+        self, batches: Iterator[Batch], build: Build, batch_size: int, *, strict: bool = False
+    ) -> None:
+        self._batches, self._build, self._batch_size, self._strict = batches, build, batch_size, strict
         self._flight: deque[Batch] = deque()
         self._again: deque[Batch] = deque()
-        self._last: HostSample | None = None
+        self._broken: Batch | None = None
+        self._spare: HostSample | None = None
         self._pipe: Any = None
         self.stand_ins = 0
 
@@ -51,9 +63,11 @@ class Engine:
     def close(self) -> None:
         """End DALI's threads and forget what is under way."""
         if self._pipe is not None:
-            # The pipeline holds a method of this object, so that neither would go without the collector.
             self._pipe._shutdown()
             self._pipe = None
+        # Pipelines hold a method of this object and go with the collector only. A loader's iterator must not: collected, it waits
+        # five seconds for each of its workers.
+        self._batches = iter(())
         self._flight.clear()
         self._again.clear()
 
@@ -65,13 +79,14 @@ class Engine:
             try:
                 outputs = self._pipe.share_outputs(_stream())
             except StopIteration:
-                return None
+                broken, self._broken = self._broken, None
+                return None if broken is None else (broken, None)
             except RuntimeError as error:
                 self._recover(error)
                 continue
             batch = self._flight.popleft()
-            good = used(batch)
-            self._last = good[-1]
+            if self._spare is None and not self._strict:
+                self._spare = _copied(used(batch)[0])
             # With the dynamic executor an output lives as long as somebody holds it.
             self._pipe.release_outputs()
             self._pipe.schedule_run()
@@ -79,25 +94,39 @@ class Engine:
 
     def _source(self) -> Inputs:
         batch = self._again.popleft() if self._again else next(self._batches)
+        if self._strict and len(used(batch)) < len(batch):
+            self._broken = batch
+            raise StopIteration
         if not used(batch):
+            batch = [*batch, self._stand_in(batch)]
             self.stand_ins += 1
-            batch = [*batch, self._stand_in()]
         self._flight.append(batch)
         return inputs_of(used(batch))
 
-    def _stand_in(self) -> HostSample:
-        if self._last is not None:
-            return self._last
-        for batch in self._again:
-            if used(batch):
-                return used(batch)[0]
-        for batch in self._batches:
-            self._again.append(batch)
-            if used(batch):
-                return used(batch)[0]
+    def _stand_in(self, lacking: Batch) -> HostSample:
+        if self._spare is not None:
+            return _copied(self._spare)
+        # What DALI has not decoded yet may be as bad, and would fail this batch again and again.
+        for sample in (sample for batch in self._flight for sample in used(batch)):
+            found = self._probed(sample)
+            if isinstance(found, HostSample):
+                return _copied(found)
+        for batch in self._ahead():
+            for i, item in enumerate(batch):
+                batch[i] = found = item if isinstance(item, Skipped) else self._probed(item)
+                if isinstance(found, HostSample):
+                    return _copied(found)
+        first = next(item for item in lacking if isinstance(item, Skipped))
         raise RuntimeError(
-            "none of the images that were asked for could be used; the first lines of the log say why"
+            f"none of the images that were asked for could be used; the first is {first.path}: {first.reason}"
         )
+
+    def _ahead(self) -> Iterator[Batch]:
+        """The batches after this one; those that are fetched for it are kept."""
+        yield from tuple(self._again)
+        for batch in itertools.islice(self._batches, LOOK_AHEAD):
+            self._again.append(batch)
+            yield batch
 
     def _recover(self, error: RuntimeError) -> None:
         assert self._pipe is not None
@@ -123,7 +152,7 @@ class Engine:
             pipe.schedule_run()
             pipe.share_outputs(_stream())
         except RuntimeError as error:
-            return Skipped(sample.path, f"DALI cannot decode it: {_reason(error)}")
+            return Skipped(sample.path, f"DALI cannot decode it ({_reason(error)})")
         finally:
             pipe._shutdown()
         return sample
@@ -132,6 +161,11 @@ class Engine:
 def used(batch: Batch) -> list[HostSample]:
     """The samples of a batch that were not skipped."""
     return [item for item in batch if isinstance(item, HostSample)]
+
+
+def _copied(sample: HostSample) -> HostSample:
+    """With targets of its own: those that were given away may have been changed."""
+    return replace(sample, payload=copy.deepcopy(sample.payload))
 
 
 def to_torch(image: Any) -> Tensor:
@@ -149,7 +183,7 @@ def _reason(error: RuntimeError) -> str:
         for line in lines[place + 1 :]
         if not line.startswith(("Stacktrace", "[frame", "Current pipeline"))
     ]
-    return told[0] if told else "no reason given"
+    return told[0].rstrip(" :") if told else "no reason given"
 
 
 def _stream() -> Any:

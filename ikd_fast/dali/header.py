@@ -46,7 +46,8 @@ def read_head(data: bytes) -> ImageHead:
     """The head of a whole JPEG or PNG file.
 
     Raises:
-        ValueError: empty, another format, sides of 0, a head that ends early, or no end marker (the file is truncated).
+        ValueError: empty, another format, sides of 0, a head that ends early, no end marker (the file is truncated), two Exif blocks
+            that disagree on the turn (DALI 2.4 writes beyond its memory on them), or a PNG with a turn (DALI leaves those as stored).
 
     >>> import struct
     >>> chunk = struct.pack(">IIBBBBB", 640, 480, 8, 2, 0, 0, 0)
@@ -87,7 +88,7 @@ def _number(data: bytes, at: int, size: int, order: str = "big") -> int:
 
 
 def _jpeg(data: bytes) -> ImageHead:
-    at, frame, orientation = 2, None, 1
+    at, frame, turns = 2, None, []
     while True:
         if _byte(data, at) != 0xFF:
             raise ValueError(f"corrupt: expected a JPEG marker at byte {at}, got 0x{data[at]:02x}")
@@ -110,7 +111,7 @@ def _jpeg(data: bytes) -> ImageHead:
                 _byte(data, at + 2),
             )
         elif marker == 0xE1 and data[at + 2 : at + 8] == b"Exif\0\0":
-            orientation = _exif_orientation(data[at + 8 : at + length])
+            turns.append(_exif_orientation(data[at + 8 : at + length]))
         elif marker == 0xDA:
             break
         at += length
@@ -121,22 +122,34 @@ def _jpeg(data: bytes) -> ImageHead:
         raise ValueError(
             f"truncated: no end-of-image marker in the {len(data) - at} bytes after the JPEG's head"
         )
+    if len(set(turns)) > 1:
+        raise ValueError(f"corrupt: Exif blocks with orientations {turns}; expected one block")
     height, width, channels, bits = frame
+    orientation = turns[0] if turns else 1
     if orientation >= 5:
         height, width = width, height
     return ImageHead("JPEG", height, width, channels, bits, orientation)
 
 
 def _exif_orientation(tiff: bytes) -> int:
-    """Tag 0x0112 of the first directory; 1 where there is none or the block makes no sense, as decoders take it."""
+    """Tag 0x0112 of the first directory; 1 where there is none or the block makes no sense, as decoders take it.
+
+    Raises:
+        ValueError: a turn in a directory that says it is longer than the block: cv2 follows it, DALI does not.
+    """
     order = {b"II*\0": "little", b"MM\0*": "big"}.get(tiff[:4])
     if order is None:
         return 1
     try:
         at = _number(tiff, 4, 4, order)
-        for entry in range(at + 2, at + 2 + 12 * _number(tiff, at, 2, order), 12):
+        end = at + 2 + 12 * _number(tiff, at, 2, order)
+        for entry in range(at + 2, end, 12):
             if _number(tiff, entry, 2, order) == 0x0112:
                 value = _number(tiff, entry + 8, 2, order)
+                if 2 <= value <= 8 and end > len(tiff):
+                    raise ValueError(
+                        f"corrupt: Exif orientation {value} in a directory of {end - at} bytes where {len(tiff) - at} are left"
+                    )
                 return value if 1 <= value <= 8 else 1
     except IndexError:
         pass
@@ -155,6 +168,10 @@ def _png(data: bytes) -> ImageHead:
         size, name = _number(data, at, 4), data[at + 4 : at + 8]
         if name == b"IEND":
             break
+        if name == b"eXIf" and (turn := _exif_orientation(data[at + 8 : at + 8 + size])) != 1:
+            raise ValueError(
+                f"expected a PNG without Exif orientation, got {turn}: write it anew with its pixels turned"
+            )
         at += 12 + size
     if kind not in _PNG_CHANNELS:
         raise ValueError(f"corrupt: PNG colour type {kind}")

@@ -112,7 +112,7 @@ class HostLoader(DataLoader):
         return self._through_dali(super().__iter__())
 
     def _through_dali(self, batches: Iterator[Batch]) -> Iterator[Any]:
-        engine = Engine(batches, self._build, self._largest_batch())
+        engine = Engine(batches, self._build, self._largest_batch(), strict=self.on_error == "raise")
         before = self.skips.count
         try:
             for batch, outputs in engine:

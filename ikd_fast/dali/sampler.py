@@ -30,7 +30,7 @@ class KeyedShardSampler(Sampler[list[int]]):
 
     >>> a, b = (KeyedShardSampler(range(5), 2, shard_id=i, num_shards=2) for i in range(2))
     >>> list(a), list(b), len(a)
-    ([[2, 0], [4]], [[3, 1]], 2)
+    ([[3, 1], [2]], [[4, 0]], 2)
     """
 
     def __init__(
@@ -62,6 +62,8 @@ class KeyedShardSampler(Sampler[list[int]]):
 
     def start_at(self, batches: int) -> None:
         """Leave out so many batches of the next iteration: they are done."""
+        if batches < 0:
+            raise ValueError(f"KeyedShardSampler: start_at expects batches >= 0, got {batches}")
         self._skip = int(batches)
 
     def indices(self) -> list[KeyedIndex]:
@@ -77,10 +79,17 @@ class KeyedShardSampler(Sampler[list[int]]):
         return [KeyedIndex(i, self.epoch, self.seed) for i in order[self.shard_id :: self.num_shards]]
 
     def __iter__(self) -> Iterator[list[int]]:
+        # The epoch as it is now, not when the first batch is asked for.
         mine, skip = self.indices(), self._skip
-        self._skip = 0
         starts = range(0, len(mine), self.batch_size)[: len(self)]
-        return iter([list(mine[i : i + self.batch_size]) for i in starts[skip:]])
+        return self._run([mine[i : i + self.batch_size] for i in starts[skip:]], skip)
+
+    def _run(self, batches: list[list[KeyedIndex]], skip: int) -> Iterator[list[int]]:
+        # Only now: a loader with workers asks for an iterator twice and uses the second one.
+        if self._skip == skip:
+            self._skip = 0
+        for batch in batches:
+            yield list(batch)
 
     def __len__(self) -> int:
         images = len(range(self.shard_id, len(self.dataset), self.num_shards))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ikd_fast.demo.coco import Split
+from ikd_fast.demo.loader import set_loader
 from ikd_fast.demo.plan import Epochs
 from ikd_fast.demo.sampler import ChunkSampler
 from ikd_fast.mmdet.history import last_checkpoint
@@ -43,8 +44,10 @@ def _point(dataset: Any, split: Split) -> None:
     dataset.metainfo = dict(classes=split.classes)
 
 
-def set_run(cfg: Config, work_dir: Path, epochs: Epochs, *, seed: int, init: Path | None) -> None:
-    """Length, seed and folder of a training run; it resumes where ``work_dir`` has a checkpoint, else starts from ``init``.
+def set_run(
+    cfg: Config, work_dir: Path, epochs: Epochs, *, seed: int, init: Path | None, loader: str = "torch"
+) -> None:
+    """Length, seed, loader and folder of a training run; it resumes where ``work_dir`` has a checkpoint, else starts from ``init``.
 
     No evaluation inside the loop: it is done once, on the finished checkpoint.
     """
@@ -61,6 +64,7 @@ def set_run(cfg: Config, work_dir: Path, epochs: Epochs, *, seed: int, init: Pat
     cfg.train_dataloader.sampler = dict(
         type=ChunkSampler.__name__, chunk=epochs.length * cfg.train_dataloader.batch_size
     )
+    set_loader(cfg, loader)
     set_seed(cfg, seed)
     # A checkpoint costs as much as a step or two: about ten a run, always one at the end.
     cfg.default_hooks.checkpoint.interval = max(1, epochs.count // 10)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ class Settings:
     data: str
     teacher: str
     quick: bool
+    loader: str = "torch"
 
 
 @dataclass(frozen=True)
@@ -121,10 +122,14 @@ def _made(out: Path) -> list[Path]:
 
 
 def _read_state(out: Path) -> dict[str, Any] | None:
-    """The settings in ``out``'s ``state.json``; None where that is missing or not a run's."""
+    """The settings in ``out``'s ``state.json``; None where that is missing or not a run's.
+
+    Those with a default are newer than some runs, which had that default.
+    """
     try:
         state = json.loads((out / "state.json").read_text())
     except (OSError, ValueError):
         return None
-    known = {field.name for field in fields(Settings)}
-    return state if isinstance(state, dict) and known <= set(state) else None
+    defaults = {field.name: field.default for field in fields(Settings) if field.default is not MISSING}
+    needed = {field.name for field in fields(Settings)} - set(defaults)
+    return {**defaults, **state} if isinstance(state, dict) and needed <= set(state) else None

@@ -15,6 +15,7 @@ from ikd_fast.demo.coco import Split, find_splits
 from ikd_fast.demo.data import prepare
 from ikd_fast.demo.errors import DemoError
 from ikd_fast.demo.evaluate import evaluate, load_model
+from ikd_fast.demo.loader import LOADERS, check_loader
 from ikd_fast.demo.plan import (
     DEFAULT_STEPS,
     QUICK_STEPS,
@@ -46,6 +47,7 @@ class Options:
     fresh: bool = False
     wheel: Path | None = None
     source: Path | None = None
+    loader: str = "torch"
 
 
 def run(options: Options, console: Console) -> dict[str, Any]:
@@ -85,16 +87,17 @@ def _run(
     for seed in seeds:
         results[seed] = {"teacher": teacher}
         for name in STUDENTS:
-            student = Student(name, seed, options.out, seed == options.seed)
+            student = Student(name, seed, options.out, seed == options.seed, options.loader)
             results[seed][name] = student_result(student, splits, epochs, teacher_path, report)
 
     images = {name: split.images for name, split in splits.items()}
     first = results[options.seed]
     title = "Teacher and students" + (f", seed {options.seed}" if len(results) > 1 else "")
     console.print()
-    console.print(table.result_table(first, steps=epochs.steps, images=images, title=title))
+    about: dict[str, Any] = {"steps": epochs.steps, "images": images, "loader": options.loader}
+    console.print(table.result_table(first, title=title, **about))
     if len(results) > 1:
-        console.print(table.seeds_table(results, steps=epochs.steps, images=images))
+        console.print(table.seeds_table(results, **about))
     made = pictures.draw_all(options.out, splits, options.seed, results)
     found = summary.build(settings, epochs.steps, results, time.monotonic() - started)
     path = summary.write(options.out, found)
@@ -112,18 +115,22 @@ def train_demo_teacher(options: Options, console: Console) -> Path:
         raise DemoError(
             "--train-teacher trains on the demo's own data: leave out --data and --teacher", usage=True
         )
+    check_loader(options.loader)
     refuse_foreign(options.out)
     root = prepare(options.out / "data", wheel=options.wheel, source=options.source)
     splits = find_splits(root)
     # The folder carries a state.json as a run's does, so that --fresh knows what it may delete.
-    state = Settings(options.steps or 0, options.seed, str(root), "--train-teacher", options.quick)
+    state = Settings(
+        options.steps or 0, options.seed, str(root), "--train-teacher", options.quick, options.loader
+    )
     claim(options.out, state, fresh=options.fresh)
     report = Report(console)
     target = options.out / "demo_teacher.safetensors"
     with quiet(options.out / "teacher" / "console.log"):
         facts = train_teacher(
-            options.out / "teacher", splits, report, seed=options.seed, steps=options.steps, target=target
-        )
+            options.out / "teacher", splits, report, seed=options.seed, steps=options.steps, target=target,
+            loader=options.loader,
+        )  # fmt: skip
     report.say(
         f"Teacher: AP50 {100 * facts['val']['AP50']:.1f} % on validation as packed; {target} ({facts['bytes'] / 1e6:.1f} MB)"
     )
@@ -140,6 +147,7 @@ def _prepare(options: Options) -> tuple[dict[str, Split], Settings]:
             raise DemoError(f"{name} must be at least 1, got {value}", usage=True)
     if options.seed < 0:
         raise DemoError(f"--seed must not be negative, got {options.seed}", usage=True)
+    check_loader(options.loader)
     if options.data is not None and (options.wheel or options.source):
         raise DemoError(
             "--wheel and --source say where the demo's own photographs are: leave them out with --data",
@@ -155,7 +163,7 @@ def _prepare(options: Options) -> tuple[dict[str, Split], Settings]:
     if options.teacher is not None:
         check_teacher(options.teacher, splits)
     steps = options.steps or (QUICK_STEPS if options.quick else DEFAULT_STEPS)
-    return splits, Settings(steps, options.seed, str(root), teacher, options.quick)
+    return splits, Settings(steps, options.seed, str(root), teacher, options.quick, options.loader)
 
 
 def _teacher(options: Options, splits: dict[str, Split], epochs: Epochs, report: Report) -> dict[str, Any]:
@@ -165,8 +173,9 @@ def _teacher(options: Options, splits: dict[str, Split], epochs: Epochs, report:
     if not target.is_file():
         report.say(f"Training a teacher on {options.data} first")
         train_teacher(
-            options.out / "teacher", splits, report, seed=options.seed, steps=2 * epochs.steps, target=target
-        )
+            options.out / "teacher", splits, report, seed=options.seed, steps=2 * epochs.steps, target=target,
+            loader=options.loader,
+        )  # fmt: skip
     return read_teacher(target)
 
 
@@ -192,5 +201,6 @@ def _welcome(options: Options, splits: dict[str, Split], epochs: Epochs) -> str:
     )
     return (
         f"Data: {sets} ({splits['train'].root})\n{looked}"
+        f"Images through {LOADERS[options.loader]}.\n"
         f"Training three students{seeds}, {epochs.steps} steps each: {names}. Ctrl-C stops; the same command goes on."
     )

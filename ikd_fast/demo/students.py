@@ -29,12 +29,13 @@ from mmengine.runner import set_random_seed
 
 @dataclass(frozen=True)
 class Student:
-    """A student of a run: its name in :data:`STUDENTS`, its seed, the run's folder, and whether the seed is the run's first."""
+    """A student of a run: its name in :data:`STUDENTS`, its seed, the run's folder, whether the seed is the run's first, its loader."""
 
     name: str
     seed: int
     out: Path
     first: bool = True
+    loader: str = "torch"
 
     @property
     def work_dir(self) -> Path:
@@ -51,13 +52,13 @@ class Student:
 
 
 def student_config(student: Student, splits: dict[str, Split], epochs: Epochs, teacher: Path) -> Config:
-    """The student's training config: data, teacher, length, seed, the common initial weights or the last checkpoint."""
+    """The student's training config: data, teacher, length, seed, loader, the common initial weights or the last checkpoint."""
     cfg = configs.load(STUDENTS[student.name], splits)
     if cfg.model.type == "IKDDistiller":
         cfg.model.teacher_config = configs.load("teacher.py", splits).model
         cfg.model.teacher_ckpt = str(teacher)
     init = initial_weights(student, splits)
-    configs.set_run(cfg, student.work_dir, epochs, seed=student.seed, init=init)
+    configs.set_run(cfg, student.work_dir, epochs, seed=student.seed, init=init, loader=student.loader)
     return cfg
 
 

@@ -15,10 +15,12 @@ METRICS = ("AP", "AP50", "AP_S", "AP_M", "AP_L")
 Scores = dict[str, float | None]
 
 
-def versions() -> dict[str, str]:
-    """Versions of what decides a number: this package and the stack below it."""
+def versions(loader: str = "torch") -> dict[str, str]:
+    """Versions of what decides a number: this package and the stack below it, DALI where it is the loader."""
     found = {"python": platform.python_version()}
-    for name in ("ikd_fast", "torch", "numpy", "mmdet", "mmengine", "mmcv", "mmcv-lite", "pycocotools"):
+    dali = ("nvidia-dali-cuda120", "nvidia-dali-cuda130") if loader == "dali" else ()
+    stack = ("ikd_fast", "torch", "numpy", "mmdet", "mmengine", "mmcv", "mmcv-lite", "pycocotools")
+    for name in (*stack, *dali):
         try:
             found[name] = version(name)
         except PackageNotFoundError:
@@ -52,9 +54,10 @@ def build(
         "steps": steps,
         "seed": settings.seed,
         "quick": settings.quick,
+        "loader": settings.loader,
         "data": settings.data,
         "wall_seconds": round(seconds, 1),
-        "versions": versions(),
+        "versions": versions(settings.loader),
     }
     if len(results) > 1:
         out["seeds"] = {

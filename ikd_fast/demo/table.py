@@ -7,18 +7,21 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from ikd_fast.demo.loader import LOADERS
 from ikd_fast.demo.plan import TITLES
 from ikd_fast.demo.summary import METRICS, Scores, gather
 from ikd_fast.intervals import spread
 
 
-def result_table(results: dict[str, Any], *, steps: int, images: dict[str, int], title: str) -> Table:
+def result_table(
+    results: dict[str, Any], *, steps: int, images: dict[str, int], title: str, loader: str = "torch"
+) -> Table:
     """One row a model: AP in per cent on validation and, where there is one, on the test split."""
     sizes = [m for m in METRICS if any(row["val"][m] is not None for row in results.values())]
     columns = [("val", metric) for metric in sizes] + [
         ("test", m) for m in ("AP", "AP50") if "test" in images
     ]
-    table = _table(title, steps, images)
+    table = _table(title, steps, images, loader)
     table.add_column("", no_wrap=True)
     for split, metric in columns:
         table.add_column(f"{split}\n{metric}", justify="right", no_wrap=True)
@@ -30,10 +33,12 @@ def result_table(results: dict[str, Any], *, steps: int, images: dict[str, int],
     return table
 
 
-def seeds_table(results: dict[int, dict[str, Any]], *, steps: int, images: dict[str, int]) -> Table:
+def seeds_table(
+    results: dict[int, dict[str, Any]], *, steps: int, images: dict[str, int], loader: str = "torch"
+) -> Table:
     """Mean, 95 % interval and every seed's point of validation AP and AP50, and the paired differences."""
     count = len(results)
-    table = _table(f"Validation, {count} seeds", steps, images)
+    table = _table(f"Validation, {count} seeds", steps, images, loader)
     for column in ("", "metric", "mean", "95 % interval", "each seed"):
         table.add_column(
             column, justify="left" if column in ("", "metric") else "right", no_wrap=column != "each seed"
@@ -67,11 +72,12 @@ def _percent(scores: Scores, metric: str) -> str:
     return "-" if value is None else f"{100 * value:.1f}"
 
 
-def _table(title: str, steps: int, images: dict[str, int]) -> Table:
+def _table(title: str, steps: int, images: dict[str, int], loader: str) -> Table:
     sets = ", ".join(f"{count} {name} images" for name, count in images.items() if name != "train")
     caption = (
-        f"COCO box AP in per cent after {steps} steps a student, on {sets}. AP: mean over IoU 0.50 to 0.95; AP50: at IoU 0.50; "
-        "AP_S, AP_M, AP_L: of boxes up to 32x32, up to 96x96 and above. No order of the rows is promised at this length."
+        f"COCO box AP in per cent after {steps} steps a student, images through {LOADERS[loader]}, on {sets}. "
+        "AP: mean over IoU 0.50 to 0.95; AP50: at IoU 0.50; AP_S, AP_M, AP_L: "
+        "of boxes up to 32x32, up to 96x96 and above. No order of the rows is promised at this length."
     )
     return Table(
         title=title,

@@ -90,7 +90,14 @@ def shipped_facts() -> dict[str, Any]:
 
 
 def train_teacher(
-    work_dir: Path, splits: dict[str, Split], report: Report, *, seed: int, steps: int | None, target: Path
+    work_dir: Path,
+    splits: dict[str, Split],
+    report: Report,
+    *,
+    seed: int,
+    steps: int | None,
+    target: Path,
+    loader: str = "torch",
 ) -> dict[str, Any]:
     """Train ``configs/demo/teacher.py`` (resuming where it stopped), pack it as ``target`` and evaluate what was packed.
 
@@ -100,17 +107,19 @@ def train_teacher(
     epochs = Epochs.of(steps or cfg.teacher_steps, splits["train"].images, cfg.train_dataloader.batch_size)
     report.plan("teacher", epochs.steps)
     test = configs.load("teacher.py", splits)
-    configs.set_run(cfg, work_dir, epochs, seed=seed, init=None)
+    configs.set_run(cfg, work_dir, epochs, seed=seed, init=None, loader=loader)
     with report.training("teacher", TITLES["teacher"]) as advance:
         history = train(cfg, advance)
     weights = student_weights(load_checkpoint(work_dir / f"epoch_{epochs.count}.pth"))
     facts = {
-        "command": f"ikd-fast demo --train-teacher --seed {seed}" + (f" --steps {steps}" if steps else ""),
+        "command": f"ikd-fast demo --train-teacher --seed {seed}"
+        + (f" --steps {steps}" if steps else "")
+        + (f" --loader {loader}" if loader != "torch" else ""),
         "config": "configs/demo/teacher.py",
         "steps": epochs.steps,
         "seed": seed,
         "seconds_per_step": round(seconds_per_step(history), 3),
-        "versions": versions(),
+        "versions": versions(loader),
     }
     pack(target, weights, facts)
     facts = json.loads(target.with_suffix(".json").read_text())

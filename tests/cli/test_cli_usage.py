@@ -50,6 +50,10 @@ def test_help_is_quick_and_imports_no_torch() -> None:
         (["demo", "--wheel", "no.whl"], "no.whl: no such file"),
         (["demo", "--train-teacher", "--data", "x"], "leave out --data and --teacher"),
         (["demo", "--data", "x", "--wheel", "y"], "leave them out with --data"),
+        (
+            ["demo", "--loader", "dalli"],
+            "--loader must be 'torch' or 'dali', got 'dalli'. Did you mean 'dali'?",
+        ),
         (["train", "no.py"], "does not exist"),
         (["test", __file__, "no.pth"], "does not exist"),
         (["test", __file__], "Missing argument"),
@@ -66,6 +70,21 @@ def test_wrong_usage_is_2(
     assert message in text
     assert result.exit_code == 2
     assert "Traceback" not in text
+
+
+@pytest.mark.parametrize("arguments", [["demo"], ["demo", "--quick"], ["demo", "--train-teacher"]])
+def test_the_dali_loader_without_dali_is_2(
+    ikd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "nvidia.dali", None)  # what `import` then meets is an ImportError
+    result = ikd(*arguments, "--loader", "dali")
+    text = " ".join(result.output.split())
+    assert result.exit_code == 2
+    assert text.startswith("error: --loader dali: ikd_fast.dali needs NVIDIA DALI")
+    assert "pip install nvidia-dali-cuda1" in text
+    assert "Traceback" not in text
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_version(ikd) -> None:

@@ -112,6 +112,37 @@ def test_missing_packages_come_with_the_line_to_install_them(monkeypatch: pytest
     assert "nothing is missing" not in text
 
 
+@pytest.mark.parametrize(
+    ("cuda", "found", "wanted"),
+    [
+        (None, None, 'not installed  (pip install "nvidia-dali-cuda120>=2.0")'),
+        ("12.9", None, 'not installed  (pip install "nvidia-dali-cuda120>=2.0")'),
+        ("13.0", None, 'not installed  (pip install "nvidia-dali-cuda130>=2.0")'),
+        ("13.0", "2.4.0", "2.4.0  (nvidia-dali-cuda120)"),
+        (
+            "13.0",
+            "1.53.0",
+            '1.53.0  (nvidia-dali-cuda120)  (too old for ikd_fast.dali: pip install "nvidia-dali-cuda130>=2.0")',
+        ),
+    ],
+)
+def test_the_dali_that_belongs_to_torchs_cuda(monkeypatch, cuda, found, wanted) -> None:
+    real = metadata.version
+
+    def version(name: str) -> str:
+        if not name.startswith("nvidia-dali"):
+            return real(name)
+        if found is None or name != "nvidia-dali-cuda120":
+            raise metadata.PackageNotFoundError(name)
+        return found
+
+    monkeypatch.setattr(doctor.metadata, "version", version)
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    report = doctor.collect()
+    assert dict(doctor._rows(report))["dali"] == wanted
+    assert report["ok"] is True  # optional
+
+
 def test_a_broken_stack_is_reported_not_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     from ikd_fast.mmdet import compat
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import subprocess
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 import pytest
@@ -28,7 +28,7 @@ def test_one_version(repo_root: Path) -> None:
 
 def test_ci_runs_the_commands_of_the_readme(repo_root: Path) -> None:
     made = re.findall(r"^section (make [a-z-]+)$", (repo_root / ".ci" / "run").read_text(), re.M)
-    commands = "make test, make configs, make distributed, make kernels, make lint, make quick-demo".split(
+    commands = "make test, make configs, make distributed, make kernels, make dali, make lint, make quick-demo".split(
         ", "
     )
     assert made == ["make venv", *commands]
@@ -44,7 +44,7 @@ def test_ci_script_is_executable_and_parses(repo_root: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "target", ["demo", "quick-demo", "test", "configs", "distributed", "kernels", "lint", "bench"]
+    "target", ["demo", "quick-demo", "test", "configs", "distributed", "kernels", "dali", "lint", "bench"]
 )
 def test_every_target_makes_the_environment_first(repo_root: Path, tmp_path: Path, target: str) -> None:
     """With no `.venv`, the plan of each target starts by making one and pins torch before the rest; mmcv is never built."""
@@ -92,6 +92,28 @@ def test_every_requirement_is_pinned_once_for_each_python(repo_root: Path, pytho
     assert {"torch", "numpy", "mmdet", "mmcv-lite", "pytest", "ruff", "mypy"} <= set(names)
     assert all(len(r.specifier) == 1 and str(r.specifier).startswith("==") for r in pins)
     assert "mmcv" not in names  # the compiled one takes a quarter of an hour to build
+
+
+@pytest.mark.parametrize("python", ["3.10", "3.11", "3.12"])
+def test_dali_is_pinned_beside_the_other_pins(repo_root: Path, python: str) -> None:
+    """Installed with --no-deps: what both files had would be there twice, what neither has would be missing."""
+    here = {"python_version": python, "platform_system": "Linux", "platform_machine": "x86_64"}
+    dali, dev = (
+        {r.name: r for r in _pins(repo_root / "requirements" / f"{name}.txt") if not r.marker or r.marker.evaluate(here)}
+        for name in ("dali", "dev")
+    )  # fmt: skip
+    assert all(str(r.specifier).startswith("==") for r in dali.values())
+    assert not set(dali) & set(dev)
+    # DALI's own list of what it needs, where it is installed; nvimgcodec's extras are decoders for a GPU.
+    wheel = "nvidia-dali-cuda120"
+    try:
+        needed = [Requirement(text) for text in requires(wheel) or []]
+    except PackageNotFoundError:
+        needed = [Requirement(name) for name in ("six", "packaging", "numpy", "libcst")]
+    for need in needed:
+        pinned = {**dali, **dev}[need.name]
+        (version_of,) = pinned.specifier
+        assert need.specifier.contains(version_of.version), (need, pinned)
 
 
 def test_mapped_folders_are_never_imported_by_their_own_names(repo_root: Path) -> None:

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from mmengine.config import Config
+
 TYPE = "DALIDetLoader"
 _OURS = ("device", "device_id", "threads", "prefetch", "on_error", "channel_order")
 
 
 def is_dali(loader: Any) -> bool:
     """Whether a loader's config asks for DALI."""
-    return isinstance(loader, Mapping) and loader.get("type") == TYPE
+    # mmengine takes a dict, a ConfigDict, a Config, which is no Mapping, or a loader that is built already.
+    return isinstance(loader, (Mapping, Config)) and loader.get("type") == TYPE
 
 
 def build_dali_loader(build: Callable[..., Any], loader: Mapping[str, Any], **kwargs: Any) -> Any:

@@ -6,9 +6,9 @@ What they do to the pixels is in the ``homography_matrix`` that they record; DAL
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import MethodType
 from typing import Any
 
 import numpy as np
@@ -59,8 +59,8 @@ def host_transforms(transforms: Sequence[Any]) -> list[Any]:
         after = [k.__name__ for k in kinds[kinds.index(AdaptiveFreqAugTransform) + 1 : -1]]
         if after:
             raise ValueError(
-                f"under DALIDetLoader AdaptiveFreqAug comes last, before PackDetInputs: its noise is added to what DALI gives; here {after} "
-                "follow it"
+                f"under DALIDetLoader AdaptiveFreqAug comes last, before PackDetInputs: its noise is added to what DALI gives; here "
+                f"{after} follow it"
             )
     return found
 
@@ -76,17 +76,17 @@ def _host(transform: Any, place: str) -> Any:
     if make is None:
         names = sorted({kind.__name__ for kind in _HOSTS})
         raise ValueError(
-            f"DALIDetLoader: {place} is {type(transform).__name__}, which DALI's graph has no counterpart for; it has {', '.join(names)}. Take "
-            "it out, or leave type='DALIDetLoader' out of train_dataloader"
+            f"DALIDetLoader: {place} is {type(transform).__name__}, which DALI's graph has no counterpart for; it has {', '.join(names)}. "
+            "Take it out, or leave type='DALIDetLoader' out of train_dataloader"
         )
     return make(transform, place)
 
 
 def _with(original: Any, /, **methods: Callable[..., Any]) -> Any:
-    """A copy with methods of its own."""
+    """A copy with methods of its own, which pickle: loader workers may be spawned."""
     out = copy.copy(original)
     for name, method in methods.items():
-        setattr(out, name, MethodType(method, out))
+        setattr(out, name, functools.partial(method, out))
     return out
 
 
@@ -98,7 +98,8 @@ def canvas(height: int, width: int) -> np.ndarray:
 def _reader(transform: Any, place: str) -> Any:
     if transform.color_type != "color" or transform.to_float32:
         raise ValueError(
-            f"DALIDetLoader decodes to uint8 colour; {place} asks for color_type={transform.color_type!r}, to_float32={transform.to_float32}"
+            f"DALIDetLoader decodes to uint8 colour; {place} asks for color_type={transform.color_type!r}, "
+            f"to_float32={transform.to_float32}"
         )
     return _with(transform, transform=_read)
 
@@ -165,26 +166,31 @@ def _random_resize(transform: Any, place: str) -> Any:
 
 
 def _keyed_crop(transform: Any, place: str) -> Any:
-    def crop_canvas(self: Any, results: dict) -> dict:
-        crop = self.draw_for(results)
-        self.record(results, crop)
-        results["img"] = canvas(*results["img_shape"])
-        results[RECORD].gain = crop.gain
-        return results
+    return _with(transform, transform=_crop_canvas)
 
-    return _with(transform, transform=crop_canvas)
+
+def _crop_canvas(self: Any, results: dict) -> dict:
+    crop = self.draw_for(results)
+    self.record(results, crop)
+    results["img"] = canvas(*results["img_shape"])
+    results[RECORD].gain = crop.gain
+    return results
 
 
 def _adaptive(transform: Any, place: str) -> Any:
-    def augment_canvas(self: Any, results: dict) -> dict:
-        plan = self.plan_for(results)
-        self.record(results, plan)
-        results["img"] = canvas(*results["img_shape"])
-        if int(plan.branch[0]) == Branch.NOISE:
-            results[RECORD].plan, results[RECORD].augment = plan, self.augment
-        return results
+    return _with(transform, transform=_augment_canvas)
 
-    return _with(transform, transform=augment_canvas)
+
+def _augment_canvas(self: Any, results: dict) -> dict:
+    try:
+        plan = self.plan_for(results)
+    except ValueError as error:
+        raise BadImage(results["img_path"], str(error)) from None
+    self.record(results, plan)
+    results["img"] = canvas(*results["img_shape"])
+    if int(plan.branch[0]) == Branch.NOISE:
+        results[RECORD].plan, results[RECORD].augment = plan, self.augment
+    return results
 
 
 def _keyed_randomness(transform: Any, place: str) -> Any:
@@ -195,20 +201,19 @@ def _keyed_randomness(transform: Any, place: str) -> Any:
 
 
 def _pack(transform: Any, place: str) -> Any:
-    def pack_without_pixels(self: Any, results: dict) -> dict:
-        pixels = results.pop(RECORD)
-        results.pop("img")
-        packed = type(self).transform(self, results)
-        meta = {key: results[key] for key in _META if results.get(key) is not None}
-        packed["data_samples"].set_metainfo(meta)
-        original, size = results["ori_shape"], results["img_shape"]
-        matrix = results.get(HOMOGRAPHY)
-        view = (
-            View.identity(original) if matrix is None else View.from_homography(matrix, original, tuple(size))
-        )
-        return {**packed, RECORD: (pixels, view)}
+    return _with(transform, transform=_pack_without_pixels)
 
-    return _with(transform, transform=pack_without_pixels)
+
+def _pack_without_pixels(self: Any, results: dict) -> dict:
+    pixels = results.pop(RECORD)
+    results.pop("img")
+    packed = type(self).transform(self, results)
+    meta = {key: results[key] for key in _META if results.get(key) is not None}
+    packed["data_samples"].set_metainfo(meta)
+    original, size = results["ori_shape"], results["img_shape"]
+    matrix = results.get(HOMOGRAPHY)
+    view = View.identity(original) if matrix is None else View.from_homography(matrix, original, tuple(size))
+    return {**packed, RECORD: (pixels, view)}
 
 
 def _same(transform: Any, place: str) -> Any:
