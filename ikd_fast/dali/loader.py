@@ -62,7 +62,9 @@ class DALIDetLoader(HostLoader):
         names = ("mean", "std", "divisor", "dtype", "pixels")
         batch = TorchBatch(**{name: kwargs.pop(name) for name in names if name in kwargs})
         finish = (
-            Finish(batch.mean, batch.std, batch.divisor, dataset.seed or 0)
+            Finish(
+                batch.mean, batch.std, batch.divisor, (dataset.seed or 0) % 2**31
+            )  # DALI's seeds are shorter
             if batch.pixels == "dali"
             else None
         )

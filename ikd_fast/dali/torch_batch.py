@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from .engine import to_torch
 from .host_sample import HostSample
 
 PIXELS = ("augment_batch", "dali")
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,18 @@ class TorchBatch:
         if self.pixels not in PIXELS:
             raise ValueError(
                 f"DALIDetLoader: pixels must be one of {', '.join(map(repr, PIXELS))}, got {self.pixels!r}"
+            )
+        if isinstance(self.divisor, bool) or not isinstance(self.divisor, int) or self.divisor < 1:
+            raise ValueError(
+                f"DALIDetLoader: divisor must be a whole number of pixels >= 1, got {self.divisor!r}"
+            )
+        if self.dtype not in DTYPES:
+            raise TypeError(
+                f"DALIDetLoader: dtype must be float32, float16 or bfloat16 of torch, got {self.dtype!r}"
+            )
+        if len(self.mean) != 3 or len(self.std) != 3 or not all(0 < s < math.inf for s in self.std):
+            raise ValueError(
+                f"DALIDetLoader: expected three means and three std > 0, got mean={self.mean}, std={self.std}"
             )
 
     def __call__(self, samples: list[HostSample], outputs: Any) -> tuple[Tensor, list[dict], AugPlan]:
