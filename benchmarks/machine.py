@@ -21,6 +21,8 @@ PACKAGES = [
     "mmcv-lite",
     "opencv-python",
     "imagecorruptions",
+    "nvidia-dali-cuda120",
+    "nvidia-dali-cuda130",
     "kornia",
     "kornia-rs",
     "albumentations",

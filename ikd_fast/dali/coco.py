@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from ikd_fast.attack.memory import View
 from ikd_fast.augment import AdaptiveFreqAug, AugPlan
 from ikd_fast.order import KeyedIndex, image_key
 
+from . import steps
 from .errors import BadImage
 from .header import read_head
 from .host_sample import HostSample, Skipped
@@ -150,11 +150,11 @@ class CocoImages(Dataset):
         canvas = torch.zeros((), dtype=torch.uint8).expand(3, *size)
         (moved,) = self.augment.apply_to_targets([canvas], [target], plan)
         x0, y0, x1, y1 = plan.window[0].tolist()
-        view = View.identity(original).resize(size).crop((x0, y0, x1, y1))
         return HostSample(
             record.path,
             np.frombuffer(data, np.uint8),
-            view,
+            original,
+            (steps.resize(size), steps.crop((x0, y0, x1, y1))),
             sigma=float(plan.sigma[0]),
             mirror=bool(plan.flip[0]),
             payload=(moved, plan),

@@ -81,10 +81,13 @@ def of_the_core(root, data: CocoImages, augment: AdaptiveFreqAug, targets: list[
     return plan, stack, augment.apply_to_targets(images, given, plan)
 
 
-@pytest.mark.parametrize("pixels", ["augment_batch", "dali"])
-def test_plan_targets_and_pixels_are_the_cores(root, pixels: str) -> None:
+@pytest.mark.parametrize(
+    ("pixels", "resizer"),
+    [("augment_batch", "cv2"), ("augment_batch", "dali"), ("dali", "cv2"), ("dali", "dali")],
+)
+def test_plan_targets_and_pixels_are_the_cores(root, pixels: str, resizer: str) -> None:
     augment = adaptive()
-    made = loader(root, augment=augment, pixels=pixels)
+    made = loader(root, augment=augment, pixels=pixels, resizer=resizer)
     branches, flips = set(), set()
     for epoch in range(2):
         made.batch_sampler.set_epoch(epoch)
@@ -102,6 +105,8 @@ def test_plan_targets_and_pixels_are_the_cores(root, pixels: str) -> None:
             for row, (height, width), branch in zip(levels, plan.out_sizes, plan.branch, strict=True):
                 inside = row[:, :height, :width]
                 branches.add(int(branch))
+                if (pixels, resizer) == ("augment_batch", "cv2"):
+                    assert not inside.any()
                 if pixels == "dali" and branch == Branch.NOISE:
                     # Two independent draws of 20.4 levels: their absolute difference is 2 * 20.4 / sqrt(pi) = 23 in the mean,
                     # less where the clip to 0..255 holds it.
@@ -207,6 +212,7 @@ def test_images_stay_valid_while_the_loader_goes_on(root) -> None:
         (dict(device="tpu"), "device must be 'cpu', 'gpu' or None, got 'tpu'"),
         (dict(on_error="ignore"), "on_error must be one of 'raise', 'skip', got 'ignore'"),
         (dict(channel_order="gbr"), "channel_order must be one of 'bgr', 'rgb', got 'gbr'"),
+        (dict(resizer="pillow"), "resizer must be one of 'cv2', 'dali', got 'pillow'"),
         (dict(threads=0), "threads must be a whole number >= 1, got 0"),
         (dict(threads=1.5), "threads must be a whole number >= 1, got 1.5"),
         (dict(prefetch=True), "prefetch must be a whole number >= 1, got True"),

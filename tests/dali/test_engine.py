@@ -7,7 +7,6 @@ from collections import deque
 import numpy as np
 import pytest
 
-from ikd_fast.attack.memory import View
 from ikd_fast.dali.engine import LOOK_AHEAD, Engine, used
 from ikd_fast.dali.host_sample import HostSample, Skipped
 
@@ -48,9 +47,7 @@ class Pipe:
 
 
 def sample(value: int, name: str = "") -> HostSample:
-    return HostSample(
-        name or str(value), np.array([value], np.uint8), View.identity((1, 1)), payload={"value": [value]}
-    )
+    return HostSample(name or str(value), np.array([value], np.uint8), (1, 1), payload={"value": [value]})
 
 
 def given(rows: list[list[int | str]]) -> list[list[HostSample | Skipped]]:

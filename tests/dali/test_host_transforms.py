@@ -15,7 +15,9 @@ import torch
 pytest.importorskip("mmengine", reason="needs the mmdet extra: pip install 'ikd_fast[mmdet]'")
 
 import ikd_fast.mmdet  # noqa: F401  (before anything imports mmdet)
+from ikd_fast.attack.memory import View
 from ikd_fast.augment import Branch
+from ikd_fast.dali.steps import resize, run, table, view_of
 from ikd_fast.mmdet.dali.host_transforms import host_transforms
 from ikd_fast.mmdet.dali.source import prepare
 from ikd_fast.mmdet.progress import sample_epoch
@@ -125,9 +127,11 @@ def test_all_but_the_pixels_is_mmdets(root, name: str, kind: str) -> None:
         if item is None:
             continue
         seen += 1
-        (pixels, view), mine, theirs = packed["ikd_dali"], packed["data_samples"], item["data_samples"]
+        pixels, mine, theirs = packed["ikd_dali"], packed["data_samples"], item["data_samples"]
         assert "inputs" not in packed
-        assert view.size == tuple(item["inputs"].shape[1:])
+        if pixels.plan is None:
+            made = run(cv2.imread(theirs.img_path), table(theirs.ori_shape, pixels.steps), pixels.gain)
+            assert np.array_equal(made.transpose(2, 0, 1), item["inputs"].numpy())
         for part in ("gt_instances", "ignored_instances"):
             a, b = getattr(mine, part), getattr(theirs, part)
             assert set(a.keys()) == set(b.keys())
@@ -144,23 +148,23 @@ def test_all_but_the_pixels_is_mmdets(root, name: str, kind: str) -> None:
     assert branches == ({None, Branch.NOISE} if name in ("adaptive", "keyed") else {None})
 
 
-def test_the_view_says_where_pixels_come_from(root) -> None:
-    """Nearest neighbour through the view against mmdet's images, wherever they were moved."""
-    for name in ("flips", "published", "crop, a share", "adaptive"):
-        for packed, item in both(root, PIPELINES[name]):
-            if item is None or packed["ikd_dali"][0].plan is not None:
+def test_the_steps_are_the_homography_that_mmdet_records(root) -> None:
+    """Two notes of the same geometry: ours as steps, mmdet's as a float32 matrix, whose last digit is 1e-5 pixels here."""
+    seen = 0
+    for name, transforms in (PIPELINES | BOXES_ONLY).items():
+        for packed, item in both(root, transforms):
+            if item is None or name == "nothing":
                 continue
-            view = packed["ikd_dali"][1]
-            source = cv2.imread(item["data_samples"].img_path)
-            y, x = (
-                ((np.arange(n) + 0.5 - o) / s).clip(0, c - 1).astype(int)
-                for n, o, s, c in zip(view.size, view.offset, view.scale, view.canonical, strict=True)
+            theirs = item["data_samples"]
+            view = view_of(theirs.ori_shape, packed["ikd_dali"].steps)
+            recorded = View.from_homography(
+                packed["data_samples"].homography_matrix, theirs.ori_shape, tuple(item["inputs"].shape[1:])
             )
-            nearest = source[y][:, x].astype(float)
-            theirs = item["inputs"].permute(1, 2, 0).numpy().astype(float)
-            # Neighbouring pixels of these pictures differ by 10 levels, and half of that at most is lost to the nearest one; the
-            # mirrored image is 38 levels away or more.
-            assert np.abs(nearest - theirs).mean() < 6
+            assert view.size == recorded.size
+            assert view.scale == pytest.approx(recorded.scale, rel=1e-5)
+            assert view.offset == pytest.approx(recorded.offset, abs=1e-3)
+            seen += 1
+    assert seen > 100
 
 
 @pytest.mark.parametrize(
@@ -230,6 +234,5 @@ def test_a_data_set_with_its_transforms_pickles(root) -> None:
     assert [type(t) for t in again.transforms] == [type(t) for t in data.pipeline.transforms]
     again.transforms[-2] = again.transforms[2]
     seeded(0)
-    a = again(data.get_data_info(0))["ikd_dali"][1]
-    assert a.size == (50, 70)
+    assert again(data.get_data_info(0))["ikd_dali"].steps[0] == resize((50, 70))
     assert copy.deepcopy(data.pipeline).transforms[0].transform.args[0] is not data.pipeline.transforms[0]

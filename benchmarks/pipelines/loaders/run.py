@@ -35,6 +35,14 @@ def missing() -> list[str]:
     return found
 
 
+def settings(device: str) -> dict[str, dict[str, Any] | None]:
+    """Of each side's ``DALIDetLoader``; None for mmdet's loader."""
+    if device == "gpu":
+        return {"mmdet": None, "DALI": {"device": "gpu"}}
+    by = {name: {"device": "cpu", "resizer": name} for name in ("cv2", "dali")}
+    return {"mmdet": None, "DALI and cv2": by["cv2"], "DALI alone": by["dali"]}
+
+
 def compare(
     root: Path, pipeline: list[dict], *, batch: int, rounds: int, device: str, say: Any
 ) -> list[dict]:
@@ -44,10 +52,7 @@ def compare(
     loader = config(root, pipeline, batch)
     rows = []
     for workers in WORKERS:
-        sides = {
-            "mmdet": Side(loader, workers, dali=False),
-            "DALI": Side(loader, workers, dali=True, device=device),
-        }
+        sides = {name: Side(loader, workers, dali) for name, dali in settings(device).items()}
         passes: dict[str, list[dict]] = {name: [] for name in sides}
         for turn in range(rounds + 1):
             say(f"{workers} workers, round {turn} of {rounds}")

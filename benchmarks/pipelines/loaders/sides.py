@@ -63,15 +63,14 @@ class Side:
     Args:
         loader: mmengine's dict.
         workers: processes of mmdet's loader; threads of DALI.
-        dali: who reads it. DALI's host part runs in this process.
-        device: of DALI.
+        dali: settings of ``DALIDetLoader``, whose host part runs in this process; None for mmdet's loader.
     """
 
-    def __init__(self, loader: dict[str, Any], workers: int, *, dali: bool, device: str = "cpu") -> None:
+    def __init__(self, loader: dict[str, Any], workers: int, dali: dict[str, Any] | None) -> None:
         init_default_scope("mmdet")
         cfg = copy.deepcopy(loader)
-        if dali:
-            cfg.update(type="DALIDetLoader", threads=workers, device=device)
+        if dali is not None:
+            cfg.update(type="DALIDetLoader", threads=workers, **dali)
         else:
             cfg.update(num_workers=workers, persistent_workers=workers > 0)
         self.loader = Runner.build_dataloader(cfg)

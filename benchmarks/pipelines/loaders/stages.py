@@ -53,7 +53,8 @@ def dali_stage(
         data, shape = fn.external_source(
             source=source, num_outputs=2, batch=True, dtype=[types.UINT8, types.FLOAT], ndim=[1, 1]
         )
-        image = fn.decoders.image(data, device="cpu", output_type=types.BGR)
+        image = fn.decoders.image(data, device="cpu", output_type=types.RGB)
+        image = fn.color_space_conversion(image, image_type=types.RGB, output_type=types.BGR)
         if stage != "decode":
             # Ends that are swapped mirror: no pass of its own.
             region = (

@@ -8,7 +8,7 @@ from typing import Any
 from mmengine.config import Config
 
 TYPE = "DALIDetLoader"
-_OURS = ("device", "device_id", "threads", "prefetch", "on_error", "channel_order")
+_OURS = ("device", "device_id", "threads", "prefetch", "on_error", "channel_order", "resizer")
 
 
 def is_dali(loader: Any) -> bool:

@@ -1,6 +1,6 @@
 """mmdet's transforms without their pixels: the same objects, drawing the same numbers, on an image that is only a shape.
 
-What they do to the pixels is in the ``homography_matrix`` that they record; DALI does it.
+What they would do to the pixels is recorded as :mod:`~ikd_fast.dali.steps` for DALI's graph.
 """
 
 from __future__ import annotations
@@ -8,15 +8,15 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from ikd_fast.attack.memory import View
 from ikd_fast.augment import AdaptiveFreqAug, AugPlan, Branch
 from ikd_fast.dali.errors import BadImage
 from ikd_fast.dali.header import read_head
+from ikd_fast.dali.steps import Step, crop, mirror, resize
 from ikd_fast.mmdet.augment import AdaptiveFreqAugTransform
 from ikd_fast.mmdet.pipeline_checks import HOMOGRAPHY, META_KEYS
 from ikd_fast.mmdet.transforms import KeyedRandomCrop, KeyedRandomness
@@ -33,9 +33,10 @@ _META = ("img_id", "img_path", *META_KEYS, HOMOGRAPHY)
 
 @dataclass
 class Pixels:
-    """What is to become of an image's pixels, beside the geometry: its file, a factor, and noise by ``plan`` of ``augment``."""
+    """What is to become of an image's pixels: its file, steps, a factor, and noise by ``plan`` of ``augment``."""
 
     encoded: np.ndarray
+    steps: list[Step] = field(default_factory=list)
     gain: float = 1.0
     plan: AugPlan | None = None
     augment: AdaptiveFreqAug | None = None
@@ -157,6 +158,7 @@ def _resize_canvas(self: Any, results: dict) -> None:
     results["img_shape"] = (new_height, new_width)
     results["scale_factor"] = (new_width / width, new_height / height)
     results["keep_ratio"] = self.keep_ratio
+    results[RECORD].steps.append(resize((new_height, new_width)))
 
 
 def _random_resize(transform: Any, place: str) -> Any:
@@ -165,15 +167,47 @@ def _random_resize(transform: Any, place: str) -> Any:
     return out
 
 
+def _random_flip(transform: Any, place: str) -> Any:
+    return _with(transform, _flip=_flip_canvas)
+
+
+def _flip_canvas(self: Any, results: dict) -> None:
+    type(self)._flip(self, results)
+    direction = results["flip_direction"]
+    both = direction == "diagonal"
+    results[RECORD].steps.append(
+        mirror(horizontal=both or direction == "horizontal", vertical=both or direction == "vertical")
+    )
+
+
+def _random_crop(transform: Any, place: str) -> Any:
+    return _with(transform, _crop_data=_crop_data_canvas)
+
+
+def _crop_data_canvas(self: Any, results: dict, *args: Any) -> dict | None:
+    before = np.eye(3) if results.get(HOMOGRAPHY) is None else results[HOMOGRAPHY]
+    cropped: dict | None = type(self)._crop_data(self, results, *args)
+    if cropped is not None:
+        # Its offset is drawn inside; the homography, of float32, has it to a ten-thousandth of a pixel.
+        x, y = (before - cropped[HOMOGRAPHY])[:2, 2].round()
+        height, width = cropped["img_shape"]
+        cropped[RECORD].steps.append(crop((x, y, x + width, y + height)))
+    return cropped
+
+
 def _keyed_crop(transform: Any, place: str) -> Any:
     return _with(transform, transform=_crop_canvas)
 
 
 def _crop_canvas(self: Any, results: dict) -> dict:
-    crop = self.draw_for(results)
-    self.record(results, crop)
+    drawn = self.draw_for(results)
+    self.record(results, drawn)
     results["img"] = canvas(*results["img_shape"])
-    results[RECORD].gain = crop.gain
+    pixels: Pixels = results[RECORD]
+    pixels.steps += [crop(drawn.window), resize(drawn.size[::-1])]
+    if drawn.hflip or drawn.vflip:
+        pixels.steps.append(mirror(horizontal=drawn.hflip, vertical=drawn.vflip))
+    pixels.gain = drawn.gain
     return results
 
 
@@ -188,8 +222,12 @@ def _augment_canvas(self: Any, results: dict) -> dict:
         raise BadImage(results["img_path"], str(error)) from None
     self.record(results, plan)
     results["img"] = canvas(*results["img_shape"])
+    pixels: Pixels = results[RECORD]
+    pixels.steps.append(crop(plan.window[0].tolist()))
+    if plan.flip[0]:
+        pixels.steps.append(mirror(horizontal=True, vertical=False))
     if int(plan.branch[0]) == Branch.NOISE:
-        results[RECORD].plan, results[RECORD].augment = plan, self.augment
+        pixels.plan, pixels.augment = plan, self.augment
     return results
 
 
@@ -210,10 +248,7 @@ def _pack_without_pixels(self: Any, results: dict) -> dict:
     packed = type(self).transform(self, results)
     meta = {key: results[key] for key in _META if results.get(key) is not None}
     packed["data_samples"].set_metainfo(meta)
-    original, size = results["ori_shape"], results["img_shape"]
-    matrix = results.get(HOMOGRAPHY)
-    view = View.identity(original) if matrix is None else View.from_homography(matrix, original, tuple(size))
-    return {**packed, RECORD: (pixels, view)}
+    return {**packed, RECORD: pixels}
 
 
 def _same(transform: Any, place: str) -> Any:
@@ -228,8 +263,8 @@ _HOSTS: dict[type, Callable[[Any, str], Any]] = {
     mmdet_transforms.Resize: _resize,
     mmcv_transforms.RandomResize: _random_resize,
     mmcv_transforms.RandomChoiceResize: _random_resize,
-    mmdet_transforms.RandomFlip: _same,
-    mmdet_transforms.RandomCrop: _same,
+    mmdet_transforms.RandomFlip: _random_flip,
+    mmdet_transforms.RandomCrop: _random_crop,
     mmdet_transforms.PackDetInputs: _pack,
     AdaptiveFreqAugTransform: _adaptive,
     KeyedRandomCrop: _keyed_crop,

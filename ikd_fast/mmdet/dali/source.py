@@ -36,10 +36,15 @@ class HostFetch:
             except BadImage as error:
                 return Skipped(error.path, error.reason)
             if packed is not None:
-                pixels, view = packed[RECORD]
+                pixels = packed[RECORD]
                 sample = packed["data_samples"]
                 return HostSample(
-                    sample.metainfo["img_path"], pixels.encoded, view, pixels.gain, payload=(sample, pixels)
+                    sample.metainfo["img_path"],
+                    pixels.encoded,
+                    sample.metainfo["ori_shape"],
+                    pixels.steps,
+                    pixels.gain,
+                    payload=(sample, pixels),
                 )
             inner = leaf._rand_another()
         raise RuntimeError(
