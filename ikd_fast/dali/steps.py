@@ -74,7 +74,7 @@ def run(image: np.ndarray, rows: np.ndarray, gain: float = 1.0) -> np.ndarray:
         elif kind == RESIZE:
             image = cv2.resize(image, (b, a), interpolation=cv2.INTER_LINEAR)
         else:
-            image = image[:: -1 if b else 1, :: -1 if a else 1]
+            image = cv2.flip(image, -1 if a and b else int(a))
     if gain != 1.0:
         levels = np.arange(256, dtype=np.float32) * np.float32(gain)
         image = cv2.LUT(np.ascontiguousarray(image), levels.round().clip(0, 255).astype(np.uint8))

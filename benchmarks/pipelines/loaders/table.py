@@ -63,10 +63,12 @@ def stage_table(stages: dict[str, dict[str, list[float]]]) -> list[str]:
 
 def markdown(result: dict[str, Any]) -> str:
     machine, commit = result["machine"], result["commit"]
+    where = f"{machine['gpu'] or machine['cpu']}, {machine['cores']} cores, DALI on the {result['device'].upper()}"
+    changed = " with changes" if commit["dirty"] else ""
     lines = [
-        f"{result['created'][:10]}, commit `{commit['id'][:10]}`{' with changes' if commit['dirty'] else ''}, {machine['gpu'] or machine['cpu']}, "
-        f"{machine['cores']} cores, DALI on the {result['device'].upper()}; medians (quartiles) of {result['rounds']} rounds, ratios between "
-        "passes of one round. Workers: processes of mmdet's loader, threads of DALI (whose files and annotations are read by the main process).",
+        f"{result['created'][:10]}, commit `{commit['id'][:10]}`{changed}, {where}; medians (quartiles) of {result['rounds']} rounds, "
+        "ratios to mmdet's pass of the same round. Workers: processes of mmdet's loader, threads of DALI (whose files and annotations "
+        "are read by the main process).",
         "",
     ]
     if machine["load"] > IDLE:
