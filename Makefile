@@ -68,7 +68,7 @@ $(DALI_READY): | $(READY)
 # First whether it loads: without it every one of these tests would be skipped.
 dali: $(READY) $(DALI_READY)  ## what goes through NVIDIA DALI, on its CPU operators; `make test` skips it
 	@PYTHONPATH=$(DALI) $(BIN)/python -c "from ikd_fast.dali import require_dali; print('DALI', require_dali().__version__)"
-	PYTHONPATH=$(DALI) OMP_NUM_THREADS=1 $(BIN)/pytest -q --durations=5 tests/dali tests/demo/test_loader.py tests/docs/test_dali.py
+	PYTHONPATH=$(DALI) OMP_NUM_THREADS=1 $(BIN)/pytest -q --durations=5 tests/dali tests/demo/test_loader.py tests/docs/test_dali.py tests/benchmarks/test_loaders.py
 
 # mypy cannot follow setup.py's folder mapping, so it reads the package through links laid out as installed.
 lint: $(READY)  ## ruff, mypy, codespell

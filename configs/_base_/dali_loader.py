@@ -7,6 +7,8 @@ dali_loader = dict(
     type="DALIDetLoader",
     # DALI's CPU threads, beside the num_workers processes that read files and annotations. On a GPU they only prepare its decoding.
     threads=2,
+    # None: on a CPU cv2, whose pixels are those of mmdet's loader to the bit; on a GPU DALI. By name: "cv2" (CPU only) or "dali".
+    resizer=None,
     # Batches that DALI works ahead; each takes its images' memory, on a GPU the GPU's.
     prefetch=2,
     # "skip" leaves out files that cannot be read or decoded, names them in the log and counts them; "raise" stops at the first.

@@ -25,15 +25,16 @@ class DALIDetLoader(HostLoader):
     ``[N, 3, H, W]`` padded to ``divisor``; dicts as torchvision's detectors take them (``boxes`` xyxy, ``labels``,
     ``image_id``, ``area``, ``iscrowd``, ``masks`` where asked) and ``size``, ``orig_size``, ``scale``; the plan that was made.
 
-    Pixels: DALI's decoder gives libjpeg-turbo's values; its resize is linear without antialiasing with half-pixel centres, as
-    ``cv2.INTER_LINEAR`` (at most 1 grey level apart inside an image; a crop before a resize sees a pixel beyond its border).
+    Pixels: DALI's decoder gives libjpeg-turbo's values. ``resizer="cv2"`` does then what mmdet's transforms do, to the bit;
+    ``resizer="dali"`` makes one linear resize of it, without antialiasing and with half-pixel centres, as ``cv2.INTER_LINEAR``
+    (at most 1 grey level apart inside an image; a crop before a resize sees a pixel beyond its border).
 
     Args:
         dataset, output: above.
         batch_size, sampler, batch_sampler, num_workers, ...: of ``torch.utils.data.DataLoader``; ``num_workers`` processes read
             files and annotations (0: this one).
         mean, std, divisor, dtype, pixels: of ``output="torch"``, see :class:`~ikd_fast.dali.torch_batch.TorchBatch`.
-        device, device_id, threads, prefetch, on_error, channel_order: see :class:`~ikd_fast.dali.host_loader.HostLoader`.
+        device, device_id, threads, prefetch, on_error, channel_order, resizer: see :class:`~ikd_fast.dali.host_loader.HostLoader`.
             ``channel_order`` is ``"bgr"`` for mmdet and ``"rgb"`` for torch if not given.
 
     Raises:

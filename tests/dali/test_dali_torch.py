@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import cv2
 import numpy as np
 import pytest
@@ -238,3 +240,18 @@ def test_a_gpu_where_there_is_none(root) -> None:
     with pytest.raises(ValueError, match="torch sees no CUDA device; write device='cpu'"):
         loader(root, device="gpu")
     assert loader(root, device=None).device == "cpu"
+
+
+def test_cv2_is_for_a_cpus_images(root, monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(ValueError, match="resizer='cv2' works on a CPU's images.*on a GPU expected 'dali'"):
+        loader(root, device="gpu", device_id=0, resizer="cv2")
+    assert loader(root, device="gpu", device_id=0).resizer == "dali"
+    assert loader(root, device="cpu").resizer == "cv2"
+
+
+def test_without_cv2_an_error_names_the_package_and_the_way_round(root, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with pytest.raises(ImportError, match="needs OpenCV.*opencv-python-headless, or write resizer='dali'"):
+        loader(root)
+    assert sum(len(images) for images, _, _ in loader(root, resizer="dali")) == IMAGES

@@ -10,7 +10,6 @@ import argparse
 import importlib
 import json
 import os
-import statistics
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -24,9 +23,11 @@ WORKERS = (1, 2)
 STAGE_FILES, STAGE_SIZE, STAGE_BATCH = 64, (800, 1067), 8
 
 
-def missing() -> list[str]:
-    """What this needs and is not here, each with the line that installs it."""
-    found = []
+def missing(device: str) -> list[str]:
+    """What this needs and is not here, packages with the line that installs them."""
+    import torch
+
+    found = ["a CUDA device that torch sees"] if device == "gpu" and not torch.cuda.is_available() else []
     for name, line in NEEDED.items():
         try:
             importlib.import_module(name)
@@ -86,9 +87,7 @@ def stages(root: Path, rounds: int) -> dict[str, dict[str, list[float]]]:
     return found
 
 
-def measure(
-    out: Path, *, images: int, rounds: int, device: str, demo: Path | None, say: Any
-) -> dict[str, Any]:
+def measure(*, images: int, rounds: int, device: str, demo: Path | None, say: Any) -> dict[str, Any]:
     from benchmarks.machine import commit, machine, processor, versions
 
     from .sets import jpeg_set
@@ -118,11 +117,6 @@ def measure(
     }
 
 
-def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
-    q1, median, q3 = statistics.quantiles(values, n=4, method="inclusive")
-    return q1, median, q3
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.pipelines.loaders.run",
@@ -138,13 +132,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.rounds < 2:
         parser.error(f"--rounds must be 2 or more, for quartiles, got {arguments.rounds}")
-    if lacking := missing():
+    if lacking := missing(arguments.device):
         print("this comparison needs " + "; ".join(lacking), file=sys.stderr)
         return 1
     from .table import markdown
 
     result = measure(
-        arguments.out, images=arguments.images, rounds=arguments.rounds, device=arguments.device, demo=arguments.demo,
+        images=arguments.images, rounds=arguments.rounds, device=arguments.device, demo=arguments.demo,
         say=lambda line: print(line, file=sys.stderr),
     )  # fmt: skip
     arguments.out.mkdir(parents=True, exist_ok=True)
