@@ -1,5 +1,5 @@
-# NVIDIA DALI as the training loader. mmengine refuses two bases that both set train_dataloader, so this one only names the
-# settings; one line puts them over those of the other base, whose data set, sampler, batch size and num_workers stay:
+# NVIDIA DALI as the training loader. Two bases may not both set train_dataloader (mmengine refuses it). So this one gives its
+# settings another name, and your config puts them over those of its other base, whose data set, sampler and workers stay:
 #     _base_ = ["./my_config.py", "PATH/_base_/dali_loader.py"]
 #     train_dataloader = _base_.dali_loader
 # PATH: python -c "import ikd_fast.configs as c; print(c.__path__[0])". docs/dali.md has what pipelines it follows.

@@ -24,6 +24,8 @@ from .errors import BadImage
 from .header import read_head
 from .host_sample import HostSample, Skipped
 
+IMAGE_KEYS, ANNOTATION_KEYS = ("id", "file_name", "width", "height"), ("image_id", "category_id")
+
 
 @dataclass(frozen=True)
 class Record:
@@ -68,8 +70,8 @@ class CocoImages(Dataset):
         seed: of the mirror where ``augment`` is None.
 
     Raises:
-        ValueError: not a COCO file, classes that it does not have, an annotation of a category it does not list, ``flip_prob`` with
-            ``augment``.
+        ValueError: not a COCO file, classes that it does not have, an annotation of a category it does not list, no such folder,
+            ``flip_prob`` with ``augment``.
     """
 
     def __init__(
@@ -90,10 +92,24 @@ class CocoImages(Dataset):
             raise ValueError(
                 "CocoImages: the mirror is part of the plan: write AdaptiveFreqAug(hflip_prob=...) instead of flip_prob"
             )
-        if resize is not None and (len(resize) != 2 or min(resize) < 1):
+        if resize is not None and not (
+            isinstance(resize, (tuple, list))
+            and len(resize) == 2
+            and all(isinstance(side, int) and side >= 1 for side in resize)
+        ):
             raise ValueError(
-                f"CocoImages: resize must be (long, short) sides >= 1 pixel or None, got {resize}"
+                f"CocoImages: resize must be (long, short) sides, whole numbers of pixels >= 1, or None, got {resize!r}"
             )
+        if augment is not None and not isinstance(augment, AdaptiveFreqAug):
+            raise TypeError(
+                f"CocoImages: augment must be an ikd_fast.AdaptiveFreqAug or None, got {augment!r}"
+            )
+        if not isinstance(flip_prob, (int, float)) or not 0 <= flip_prob <= 1:
+            raise ValueError(f"CocoImages: flip_prob must be in 0..1, got {flip_prob!r}")
+        if isinstance(classes, str):
+            raise TypeError(f"CocoImages: classes must be a list of names or None, got {classes!r}")
+        if not Path(image_dir).is_dir():
+            raise ValueError(f"CocoImages: image_dir {image_dir} is no folder")
         self.augment = augment or AdaptiveFreqAug(crop_prob=0, noise_prob=0, hflip_prob=flip_prob, seed=seed)
         self.seed = seed if augment is None else augment.seed
         self.resize, self.masks = resize, masks
@@ -126,8 +142,8 @@ class CocoImages(Dataset):
             raise BadImage(record.path, record.problem)
         try:
             data = Path(record.path).read_bytes()
-        except OSError as error:
-            raise BadImage(record.path, error.strerror or str(error)) from None
+        except (OSError, ValueError) as error:  # the latter of a path with a NUL
+            raise BadImage(record.path, getattr(error, "strerror", None) or str(error)) from None
         try:
             head = read_head(data)
         except ValueError as error:
@@ -166,18 +182,20 @@ class CocoImages(Dataset):
         boxes = torch.from_numpy(record.boxes) * torch.tensor([*scale, *scale], dtype=torch.float32)
         boxes[:, 0::2].clamp_(0, size[1])
         boxes[:, 1::2].clamp_(0, size[0])
+        # Outside the image, where the annotation file has another size for it.
+        inside = (boxes[:, 2:] > boxes[:, :2]).all(1)
         target = {
-            "boxes": boxes,
-            "labels": torch.from_numpy(record.labels),
+            "boxes": boxes[inside],
+            "labels": torch.from_numpy(record.labels)[inside],
             "image_id": record.image_id,
-            "area": torch.from_numpy(record.area),
-            "iscrowd": torch.from_numpy(record.crowd),
+            "area": torch.from_numpy(record.area)[inside],
+            "iscrowd": torch.from_numpy(record.crowd)[inside],
             "orig_size": original,
             "scale": scale,
             "size": size,
         }
         if self.masks:
-            target["masks"] = _bitmaps(record, original, size)
+            target["masks"] = _bitmaps(record, original, size)[inside]
         return target
 
 
@@ -205,7 +223,9 @@ def read_coco(
     try:
         content = json.loads(ann_file.read_text())
         images, annotations, categories = (content[k] for k in ("images", "annotations", "categories"))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except OSError as error:
+        raise ValueError(f"{ann_file}: {error.strerror or error}") from None
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{ann_file}: expected a COCO file with images, annotations and categories ({type(error).__name__}: {error})"
         ) from None
@@ -217,6 +237,10 @@ def read_coco(
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"{ann_file}: no category {name!r}; it has {', '.join(names.values())}.{hint}")
     label_of = {i: classes.index(name) for i, name in names.items() if name in classes}
+    for kind, rows, needed in (("image", images, IMAGE_KEYS), ("annotation", annotations, ANNOTATION_KEYS)):
+        for row in rows:
+            if lacking := [key for key in needed if row.get(key) is None]:
+                raise ValueError(f"{ann_file}: {kind} {row.get('id')} has no {', '.join(lacking)}")
     files = {image["id"]: image["file_name"] for image in images}
     of_image: dict[Any, list[dict]] = {image["id"]: [] for image in images}
     for annotation in annotations:
@@ -244,17 +268,22 @@ def _record(image: dict, annotations: list[dict], label_of: dict[int, int], imag
     for annotation in annotations:
         if annotation.get("ignore", False):
             continue
-        box = annotation["bbox"]
-        if len(box) != 4 or not all(isinstance(v, (int, float)) and math.isfinite(v) for v in box):
+        box, area = annotation.get("bbox"), annotation.get("area")
+        if not isinstance(box, list) or len(box) != 4 or not all(map(_finite, box)):
             problem = (
                 problem
                 or f"annotation {annotation.get('id')}: expected bbox as four finite numbers, got {box}"
             )
             continue
+        if area is not None and not _finite(area):
+            problem = (
+                problem or f"annotation {annotation.get('id')}: expected area as a finite number, got {area}"
+            )
+            continue
         x, y, w, h = box
         across = max(0, min(x + w, image["width"]) - max(x, 0))
         down = max(0, min(y + h, image["height"]) - max(y, 0))
-        area = annotation.get("area", w * h)
+        area = w * h if area is None else area
         if across * down == 0 or area <= 0 or w < 1 or h < 1 or annotation["category_id"] not in label_of:
             continue
         kept.append(
@@ -278,6 +307,10 @@ def _record(image: dict, annotations: list[dict], label_of: dict[int, int], imag
     )
 
 
+def _finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
 def _bitmaps(record: Record, original: tuple[int, int], size: tuple[int, int]) -> Tensor:
     """uint8 ``[n, h, w]``; nearest neighbour, as masks are resized everywhere."""
     from pycocotools import mask as coco_mask
@@ -289,9 +322,16 @@ def _bitmaps(record: Record, original: tuple[int, int], size: tuple[int, int]) -
                 shape = coco_mask.merge(coco_mask.frPyObjects(shape, *original))
             elif isinstance(shape["counts"], list):
                 shape = coco_mask.frPyObjects(shape, *original)
-            rows.append(torch.from_numpy(coco_mask.decode(shape)))
+            decoded = coco_mask.decode(shape)
         except Exception as error:  # pycocotools raises nothing more special
-            raise BadImage(record.path, f"mask of box {i}: expected polygons or RLE ({error})") from None
+            got = "none" if shape is None else f"{type(error).__name__}: {error}"
+            raise BadImage(record.path, f"mask of box {i}: expected polygons or RLE, got {got}") from None
+        if decoded.shape != original:
+            raise BadImage(
+                record.path,
+                f"mask of box {i} is of {decoded.shape[0]} x {decoded.shape[1]} pixels, the image of {original[0]} x {original[1]}",
+            )
+        rows.append(torch.from_numpy(decoded))
     if not rows:
         return torch.zeros((0, *size), dtype=torch.uint8)
     stacked = torch.stack(rows)[:, None].float()

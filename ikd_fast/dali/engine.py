@@ -9,14 +9,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from .header import plain_png
 from .host_sample import HostSample, Skipped
-from .pipeline import Inputs, inputs_of
+from .steps import WRONG_SIZE
 
 Batch = list[HostSample | Skipped]
-Build = Callable[[Callable[[], Inputs], int], Any]
+Build = Callable[[Callable[[], list[HostSample]], int], Any]
 LOOK_AHEAD = 100
 """Batches that are looked through for one image that can be used."""
 
@@ -35,8 +37,11 @@ class Engine:
         batch_size: the most images of a batch.
         strict: the first batch of which something was skipped comes without outputs (None) and is the last one.
 
+    What the host side raises comes after the batches that were fetched before it.
+
     Raises:
-        RuntimeError: no image can be used; names the first. A failure of DALI that no file is to blame for.
+        RuntimeError: no image can be used; names the first. A failure of DALI that no file is to blame for: an image of our own, or
+            one that could be used before, fails as well.
     """
 
     def __init__(
@@ -46,6 +51,7 @@ class Engine:
         self._flight: deque[Batch] = deque()
         self._again: deque[Batch] = deque()
         self._broken: Batch | None = None
+        self._error: Exception | None = None
         self._spare: HostSample | None = None
         self._pipe: Any = None
         self.stand_ins = 0
@@ -79,6 +85,8 @@ class Engine:
             try:
                 outputs = self._pipe.share_outputs(_stream())
             except StopIteration:
+                if self._error is not None:
+                    raise self._error from None
                 broken, self._broken = self._broken, None
                 return None if broken is None else (broken, None)
             except RuntimeError as error:
@@ -92,7 +100,16 @@ class Engine:
             self._pipe.schedule_run()
             return batch, outputs[0]
 
-    def _source(self) -> Inputs:
+    def _source(self) -> list[HostSample]:
+        try:
+            return self._fetch()
+        except StopIteration:
+            raise
+        except Exception as error:  # not through DALI, which would lose the batches that are under way
+            self._error = error
+            raise StopIteration from None
+
+    def _fetch(self) -> list[HostSample]:
         batch = self._again.popleft() if self._again else next(self._batches)
         if self._strict and len(used(batch)) < len(batch):
             self._broken = batch
@@ -101,7 +118,7 @@ class Engine:
             batch = [*batch, self._stand_in(batch)]
             self.stand_ins += 1
         self._flight.append(batch)
-        return inputs_of(used(batch))
+        return used(batch)
 
     def _stand_in(self, lacking: Batch) -> HostSample:
         if self._spare is not None:
@@ -139,20 +156,26 @@ class Engine:
             batch = waiting.popleft()
             after = [item if isinstance(item, Skipped) else self._probed(item) for item in batch]
             found = len(used(after)) < len(used(batch))
+            # What stands in for others could be used before.
+            if sum(s.stand_in for s in used(after)) < sum(s.stand_in for s in used(batch)):
+                raise error
             checked.append(after)
-        if not found:
-            # No file is to blame: DALI's own failure, e.g. memory.
+        if not found or isinstance(self._probed(control()), Skipped):
+            # No file is to blame: DALI's own failure, or cv2's, e.g. for memory.
             raise error
         self._again = deque([*checked, *waiting, *self._again])
 
     def _probed(self, sample: HostSample) -> HostSample | Skipped:
-        feed = iter([inputs_of([sample])])
+        feed = iter([[sample]])
         pipe = self._build(lambda: next(feed), 1)
         try:
             pipe.schedule_run()
             pipe.share_outputs(_stream())
         except RuntimeError as error:
-            return Skipped(sample.path, f"DALI cannot decode it ({_reason(error)})")
+            reason = _reason(error)
+            if WRONG_SIZE in reason:
+                return Skipped(sample.path, reason[reason.index(WRONG_SIZE) :])
+            return Skipped(sample.path, f"DALI cannot decode it ({reason})")
         finally:
             pipe._shutdown()
         return sample
@@ -164,8 +187,13 @@ def used(batch: Batch) -> list[HostSample]:
 
 
 def _copied(sample: HostSample) -> HostSample:
-    """With targets of its own: those that were given away may have been changed."""
-    return replace(sample, payload=copy.deepcopy(sample.payload))
+    """To stand in for others, with targets of its own: those that were given away may have been changed."""
+    return replace(sample, payload=copy.deepcopy(sample.payload), stand_in=True)
+
+
+def control() -> HostSample:
+    """An image that every decoder takes."""
+    return HostSample("an image of ikd_fast's own", np.frombuffer(plain_png(8, 8), np.uint8), (8, 8))
 
 
 def to_torch(image: Any) -> Tensor:

@@ -12,7 +12,8 @@ class BadImage(ValueError):
     """
 
     def __init__(self, path: str, reason: str) -> None:
-        super().__init__(f"{path}: {reason}")
+        shown = path if path.isprintable() else repr(path)
+        super().__init__(f"{shown}: {' '.join(reason.split())}")
         self.path, self.reason = path, reason
 
     def __reduce__(self) -> tuple:

@@ -6,6 +6,8 @@ each file's markers are walked first. ITU T.81 (JPEG), TIFF 6.0 inside Exif (ori
 
 from __future__ import annotations
 
+import struct
+import zlib
 from dataclasses import dataclass
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -135,11 +137,19 @@ def _exif_orientation(tiff: bytes) -> int:
     """Tag 0x0112 of the first directory; 1 where there is none or the block makes no sense, as decoders take it.
 
     Raises:
-        ValueError: a turn in a directory that says it is longer than the block: cv2 follows it, DALI does not.
+        ValueError: a turn in a block that decoders do not agree on: its directory says that it is longer than the block, or its byte
+            order is none.
     """
     order = {b"II*\0": "little", b"MM\0*": "big"}.get(tiff[:4])
-    if order is None:
-        return 1
+    if order is not None:
+        return _orientation(tiff, order)
+    for guess in ("little", "big"):
+        if (value := _orientation(tiff, guess)) != 1:
+            raise ValueError(f"corrupt: Exif orientation {value} in a block that begins with {tiff[:4]!r}")
+    return 1
+
+
+def _orientation(tiff: bytes, order: str) -> int:
     try:
         at = _number(tiff, 4, 4, order)
         end = at + 2 + 12 * _number(tiff, at, 2, order)
@@ -176,3 +186,18 @@ def _png(data: bytes) -> ImageHead:
     if kind not in _PNG_CHANNELS:
         raise ValueError(f"corrupt: PNG colour type {kind}")
     return ImageHead("PNG", height, width, _PNG_CHANNELS[kind], bits)
+
+
+def plain_png(height: int, width: int) -> bytes:
+    """A black picture, 8-bit RGB.
+
+    >>> read_head(plain_png(2, 3))
+    ImageHead(format='PNG', height=2, width=3, channels=3, bits=8, orientation=1)
+    """
+
+    def chunk(name: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+    rows = zlib.compress(bytes(1 + 3 * width) * height)
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return PNG + chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
+from inspect import signature
 from typing import Any
 
 import torch
@@ -43,6 +44,8 @@ class Skips:
             logger.warning("ikd_fast DALIDetLoader leaves out %s: %s", item.path, item.reason)
 
     def __str__(self) -> str:
+        if not self.count:
+            return "no file was left out"
         text = f"{self.count} times one of {len(self.reasons)} files that cannot be used was left out"
         if self.stand_ins:
             text += f"; {self.stand_ins} batches had nothing else and got another image"
@@ -91,6 +94,7 @@ class HostLoader(DataLoader):
         finish: Finish | None = None,
         **kwargs: Any,
     ) -> None:
+        _check_names(kwargs)
         require_dali()
         self.device, self.device_id = _device(device, device_id)
         if resizer is None:
@@ -127,8 +131,7 @@ class HostLoader(DataLoader):
 
     def _through_dali(self, batches: Iterator[Batch]) -> Iterator[Any]:
         cv2 = Cv2Pixels(self.threads) if self.resizer == "cv2" else None
-        build = partial(self._build, cv2)
-        engine = Engine(batches, build, self._largest_batch(), strict=self.on_error == "raise")
+        engine = Engine(batches, self._builder(cv2), self._largest_batch(), strict=self.on_error == "raise")
         before = self.skips.count
         try:
             for batch, outputs in engine:
@@ -142,10 +145,10 @@ class HostLoader(DataLoader):
             if self.skips.count > before:
                 logger.warning("ikd_fast DALIDetLoader: %s", self.skips)
 
-    def _build(self, cv2: Cv2Pixels | None, source: Callable[[], Any], batch_size: int) -> Any:
-        return image_pipeline(
-            source,
-            batch_size=batch_size,
+    def _builder(self, cv2: Cv2Pixels | None) -> Callable[[Callable[[], Any], int], Any]:
+        # It does not hold this loader: DALI's pipelines are freed by the collector, at a moment when it would wait five seconds for
+        # each of a loader's persistent workers.
+        settings: dict[str, Any] = dict(
             threads=self.threads,
             device_id=self.device_id,
             prefetch=self.ahead,
@@ -154,12 +157,14 @@ class HostLoader(DataLoader):
             cv2=cv2,
             finish=self.finish,
         )
+        return lambda source, batch_size: image_pipeline(source, batch_size=batch_size, **settings)
 
     def _largest_batch(self) -> int:
         size = self.batch_size or getattr(self.batch_sampler, "batch_size", None)
         if not size:
             raise ValueError(
-                f"DALIDetLoader: {type(self.batch_sampler).__name__} does not say its batch_size, and DALI has to know the largest"
+                f"DALIDetLoader: {type(self.batch_sampler).__name__} does not say its batch_size, and DALI has to know "
+                "the largest: give the batch_sampler an attribute batch_size, or the loader a batch_size"
             )
         return int(size)
 
@@ -174,9 +179,29 @@ class HostLoader(DataLoader):
                 self.skips.add(item)
 
 
+def _check_names(settings: Iterable[str]) -> None:
+    theirs = set(signature(DataLoader.__init__).parameters)
+    for name in settings:
+        if name not in theirs:
+            ours = set(signature(HostLoader.__init__).parameters) | {
+                "mean",
+                "std",
+                "divisor",
+                "dtype",
+                "pixels",
+                "output",
+            }
+            near = difflib.get_close_matches(name, ours | theirs, n=1)
+            hint = f". Did you mean {near[0]!r}?" if near else ""
+            raise TypeError(
+                f"DALIDetLoader has no setting {name!r} here; it has those of its documentation and of torch's DataLoader{hint}"
+            )
+
+
 def _device(device: str | None, device_id: int | None) -> tuple[str, int | None]:
     if device not in (None, *DEVICES):
-        raise ValueError(f"DALIDetLoader: device must be 'cpu', 'gpu' or None, got {device!r}")
+        hint = " (torch's 'cuda' is DALI's 'gpu')" if str(device).startswith("cuda") else ""
+        raise ValueError(f"DALIDetLoader: device must be 'cpu', 'gpu' or None, got {device!r}{hint}")
     if device == "gpu" and not torch.cuda.is_available():
         raise ValueError(
             "DALIDetLoader(device='gpu'): torch sees no CUDA device; write device='cpu', or None to take what there is"
@@ -184,5 +209,9 @@ def _device(device: str | None, device_id: int | None) -> tuple[str, int | None]
     if device is None:
         device = "gpu" if torch.cuda.is_available() else "cpu"
     if device == "cpu":
+        if device_id is not None:
+            raise ValueError(
+                f"DALIDetLoader: device_id is of a GPU, got {device_id!r} for a CPU; leave it out"
+            )
         return device, None
     return device, torch.cuda.current_device() if device_id is None else int(device_id)

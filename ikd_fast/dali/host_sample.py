@@ -24,6 +24,7 @@ class HostSample:
         steps: what is done to it, see :mod:`ikd_fast.dali.steps`.
         gain: factor of the grey levels, rounded and clipped to 0..255; 1 for none.
         sigma: noise to add, grey levels; mirror: whether the output is to be mirrored after that. Of whoever finishes the batch.
+        stand_in: whether it comes in place of images that cannot be used.
         payload: what comes back beside the pixels.
     """
 
@@ -34,6 +35,7 @@ class HostSample:
     gain: float = 1.0
     sigma: float = 0.0
     mirror: bool = False
+    stand_in: bool = False
     payload: Any = field(default=None, repr=False)
 
     @property

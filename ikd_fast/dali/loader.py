@@ -7,6 +7,7 @@ from typing import Any
 from .coco import CocoImages
 from .host_loader import HostLoader
 from .pipeline import Finish
+from .require import require_dali
 from .torch_batch import TorchBatch
 
 OUTPUTS = ("mmdet", "torch")
@@ -32,7 +33,7 @@ class DALIDetLoader(HostLoader):
     Args:
         dataset, output: above.
         batch_size, sampler, batch_sampler, num_workers, ...: of ``torch.utils.data.DataLoader``; ``num_workers`` processes read
-            files and annotations (0: this one).
+            files and annotations (0: this one). ``output="torch"`` needs ``batch_sampler=KeyedShardSampler(dataset, batch_size)``.
         mean, std, divisor, dtype, pixels: of ``output="torch"``, see :class:`~ikd_fast.dali.torch_batch.TorchBatch`.
         device, device_id, threads, prefetch, on_error, channel_order, resizer: see :class:`~ikd_fast.dali.host_loader.HostLoader`.
             ``channel_order`` is ``"bgr"`` for mmdet and ``"rgb"`` for torch if not given.
@@ -48,6 +49,7 @@ class DALIDetLoader(HostLoader):
     ) -> None:
         if output not in OUTPUTS:
             raise ValueError(f"DALIDetLoader: output must be 'mmdet' or 'torch', got {output!r}")
+        require_dali()
         self.output = output
         if output == "mmdet":
             from ikd_fast.mmdet.dali.source import collate, prepare
@@ -58,6 +60,14 @@ class DALIDetLoader(HostLoader):
         if not isinstance(dataset, CocoImages):
             raise TypeError(
                 f"DALIDetLoader(output='torch') expects ikd_fast.dali.CocoImages, got {type(dataset).__name__}"
+            )
+        if kwargs.get("batch_sampler") is None:
+            given = [
+                f"{name}={kwargs[name]!r}" for name in ("batch_size", "shuffle", "sampler") if name in kwargs
+            ]
+            raise ValueError(
+                "DALIDetLoader(output='torch') takes its order, and the epoch of what is drawn, from "
+                f"batch_sampler=ikd_fast.dali.KeyedShardSampler(images, batch_size); got {', '.join(given) or 'none'}"
             )
         order = channel_order or "rgb"
         names = ("mean", "std", "divisor", "dtype", "pixels")

@@ -6,7 +6,7 @@ antialiasing and with half-pixel centres, as cv2.INTER_LINEAR. By cv2 they are w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,17 @@ from .cv2_pixels import Cv2Pixels
 from .host_sample import HostSample
 from .require import require_dali
 
-Inputs = dict[str, list[np.ndarray]]
+INPUTS: dict[str, Callable[[HostSample], np.ndarray]] = {
+    "encoded": lambda sample: sample.encoded,
+    "steps": lambda sample: steps.table(sample.size, sample.steps),
+    "size": lambda sample: np.array(sample.view.size, dtype=np.float32),
+    "first": lambda sample: sample.region[0],
+    "last": lambda sample: sample.region[1],
+    "gain": lambda sample: np.array(sample.gain, dtype=np.float32),
+    "sigma": lambda sample: np.array(sample.sigma, dtype=np.float32),
+    "mirror": lambda sample: np.array(sample.mirror, dtype=np.int32),
+}
+"""Bytes; table of steps; by DALI's resize: (h, w), first and last (y, x) of the region; factor, noise, mirror."""
 ORDERS = ("bgr", "rgb")
 
 
@@ -37,23 +47,13 @@ class Finish:
     seed: int
 
 
-def inputs_of(samples: list[HostSample]) -> Inputs:
-    """What a graph may take of a batch: bytes, table of steps, (h, w), first and last (y, x) of the region, gain, sigma, mirror."""
-    regions = [sample.region for sample in samples]
-    return {
-        "encoded": [sample.encoded for sample in samples],
-        "steps": [steps.table(sample.size, sample.steps) for sample in samples],
-        "size": [np.array(sample.view.size, dtype=np.float32) for sample in samples],
-        "first": [first for first, _ in regions],
-        "last": [last for _, last in regions],
-        "gain": [np.array(sample.gain, dtype=np.float32) for sample in samples],
-        "sigma": [np.array(sample.sigma, dtype=np.float32) for sample in samples],
-        "mirror": [np.array(sample.mirror, dtype=np.int32) for sample in samples],
-    }
+def inputs_of(samples: list[HostSample], wanted: Iterable[str]) -> list[list[np.ndarray]]:
+    """What a graph takes of a batch, a list for each name of :data:`INPUTS` that it wants."""
+    return [[INPUTS[name](sample) for sample in samples] for name in wanted]
 
 
 def image_pipeline(
-    source: Callable[[], Inputs],
+    source: Callable[[], list[HostSample]],
     *,
     batch_size: int,
     threads: int,
@@ -67,7 +67,7 @@ def image_pipeline(
     """A built ``nvidia.dali.Pipeline`` with one output: uint8 HWC, or float32 CHW of one size with ``finish``.
 
     Args:
-        source: called once a batch, gives :func:`inputs_of` of at most ``batch_size`` images, raises ``StopIteration`` at the end.
+        source: called once a batch, gives at most ``batch_size`` images, raises ``StopIteration`` at the end.
         device_id: None for DALI's CPU operators.
         gain: whether the images' grey levels are scaled (one more pass by DALI).
         cv2: who resizes, crops, mirrors and scales grey levels instead of DALI; with ``device_id=None`` only.
@@ -91,8 +91,7 @@ def image_pipeline(
     special = {"encoded": types.UINT8, "steps": types.INT32, "mirror": types.INT32}
 
     def feed() -> tuple[list[np.ndarray], ...]:
-        given = source()
-        return tuple(given[name] for name in wanted)
+        return tuple(inputs_of(source(), wanted))
 
     with pipe:
         nodes = fn.external_source(

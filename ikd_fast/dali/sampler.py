@@ -47,6 +47,14 @@ class KeyedShardSampler(Sampler[list[int]]):
     ) -> None:
         if len(dataset) == 0:
             raise ValueError("KeyedShardSampler: the data set is empty")
+        for name, number in (
+            ("batch_size", batch_size),
+            ("seed", seed),
+            ("shard_id", shard_id),
+            ("num_shards", num_shards),
+        ):
+            if isinstance(number, bool) or not isinstance(number, int) or number < 0:
+                raise ValueError(f"KeyedShardSampler: {name} must be a whole number >= 0, got {number!r}")
         if batch_size < 1 or num_shards < 1 or not 0 <= shard_id < num_shards:
             raise ValueError(
                 f"KeyedShardSampler: expected batch_size >= 1 and 0 <= shard_id < num_shards, got {batch_size}, {shard_id}, {num_shards}"
@@ -57,7 +65,9 @@ class KeyedShardSampler(Sampler[list[int]]):
         self._skip = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """The epoch that iterating next gives."""
+        """The epoch that iterating next gives; without a call it is the same one again."""
+        if epoch < 0:
+            raise ValueError(f"KeyedShardSampler: set_epoch expects epoch >= 0, got {epoch}")
         self.epoch = int(epoch)
 
     def start_at(self, batches: int) -> None:

@@ -14,6 +14,8 @@ from ikd_fast.attack.memory import View
 
 Step = tuple[int, int, int, int, int]
 CROP, RESIZE, MIRROR = range(3)
+WRONG_SIZE = "its head says"
+"""How the error of an image of another size begins."""
 
 
 def crop(window: Sequence[int]) -> Step:
@@ -66,7 +68,7 @@ def run(image: np.ndarray, rows: np.ndarray, gain: float = 1.0) -> np.ndarray:
     expected = (int(rows[0][4]), int(rows[0][3]))
     if image.shape[:2] != expected:
         raise ValueError(
-            f"its head says {expected[0]} x {expected[1]} pixels (height x width), decoded it has {image.shape[0]} x {image.shape[1]}"
+            f"{WRONG_SIZE} {expected[0]} x {expected[1]} pixels (height x width), decoded it has {image.shape[0]} x {image.shape[1]}"
         )
     for kind, a, b, c, d in rows[1:].tolist():
         if kind == CROP:

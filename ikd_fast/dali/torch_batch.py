@@ -52,7 +52,8 @@ class TorchBatch:
             raise TypeError(
                 f"DALIDetLoader: dtype must be float32, float16 or bfloat16 of torch, got {self.dtype!r}"
             )
-        if len(self.mean) != 3 or len(self.std) != 3 or not all(0 < s < math.inf for s in self.std):
+        three = all(isinstance(v, (tuple, list)) and len(v) == 3 for v in (self.mean, self.std))
+        if not three or not all(0 < s < math.inf for s in self.std):
             raise ValueError(
                 f"DALIDetLoader: expected three means and three std > 0, got mean={self.mean}, std={self.std}"
             )

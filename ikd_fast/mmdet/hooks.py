@@ -14,6 +14,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import IterBasedTrainLoop, Runner
 
 from . import memory
+from .augment import AdaptiveFreqAugBatch
 from .banner import log_banner
 from .classes import check_training
 from .dali.build import build_dali_loader, is_dali
@@ -44,10 +45,11 @@ class IKDHook(Hook):
         self._transforms = list(_transforms(runner.train_dataloader.dataset))
         self._pass = _iterations_per_pass(runner)
         inside = getattr(getattr(model, "data_preprocessor", None), "augment", None) is not None
+        inside |= any(isinstance(m, AdaptiveFreqAugBatch) for m in model.modules())
         if inside and any(type(t).__name__ == "AdaptiveFreqAugTransform" for t in self._transforms):
             raise ValueError(
-                "AdaptiveFreqAug is in the loader's pipeline and in the model (augment=...): images would be augmented twice; "
-                "remove one of them"
+                "AdaptiveFreqAug is in the loader's pipeline and in the model (augment=... or batch_augments): images would be augmented "
+                "twice; remove one of them"
             )
         for part in self._parts:
             if hasattr(part, "set_total_steps"):

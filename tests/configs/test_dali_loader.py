@@ -53,7 +53,7 @@ def plain(name: str) -> Config:
 def test_it_adds_its_settings_and_nothing_else(name: str, tmp_path: Path) -> None:
     before, after = plain(name).to_dict(), with_dali(name, tmp_path).to_dict()
     added = after.pop("dali_loader")
-    assert added == dict(type="DALIDetLoader", threads=2, prefetch=2, on_error="raise")
+    assert added == dict(type="DALIDetLoader", threads=2, prefetch=2, on_error="raise", resizer=None)
     assert is_dali(after["train_dataloader"])
     for key, value in added.items():
         assert after["train_dataloader"].pop(key) == value

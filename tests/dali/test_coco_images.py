@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import cv2
 import numpy as np
@@ -17,7 +18,8 @@ from ikd_fast.dali import CocoImages, KeyedShardSampler
 from ikd_fast.dali.coco import keep_ratio_size
 from ikd_fast.dali.host_sample import HostSample, Skipped
 from ikd_fast.order import KeyedIndex, image_key
-from tests.dali.files import picture
+from tests.dali.files import picture, save
+from tests.dali.made import write_set
 
 import mmcv
 from mmdet.registry import DATASETS
@@ -215,19 +217,27 @@ def test_files_that_cannot_be_read_cost_their_place(root, tmp_path) -> None:
 
 
 def test_a_file_of_another_size_than_its_annotation_says(root, tmp_path) -> None:
-    """Boxes that then lie outside are said to, with the file's name."""
+    """What lies outside the image as it is, is no box of it."""
     cv2.imwrite(str(tmp_path / "1.jpg"), picture(9, 9))
     images = CocoImages(root / "ann.json", tmp_path, resize=None)
-    first = load(images)[0]
-    assert first.path.endswith("1.jpg")
-    assert "expected a box of some area" in first.reason
+    before = images.records[0].boxes
+    target = load(images)[0].payload[0]
+    assert target["orig_size"] == (9, 9)
+    inside = (before[:, :2] < 9).all(1)
+    assert 0 < inside.sum() < len(before)
+    assert target["boxes"].tolist() == before[inside].clip(0, 9).tolist()
+    assert all(len(target[name]) == inside.sum() for name in ("labels", "area", "iscrowd"))
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (dict(classes=["cat", "dgo"]), r"no category 'dgo'; it has cat, dog, cow\. Did you mean 'dog'"),
-        (dict(resize=(0, 9)), r"resize must be \(long, short\) sides >= 1 pixel or None, got \(0, 9\)"),
+        (dict(resize=(0, 9)), r"resize must be \(long, short\) sides, whole .* or None, got \(0, 9\)"),
+        (dict(resize=80), r"resize must be \(long, short\) sides, whole .*, got 80"),
+        (dict(resize=(107.5, 80)), r"resize must be .*, got \(107.5, 80\)"),
+        (dict(flip_prob=2), r"flip_prob must be in 0..1, got 2"),
+        (dict(flip_prob="x"), r"flip_prob must be in 0..1, got 'x'"),
         (dict(augment=AdaptiveFreqAug(), flip_prob=0.5), r"write AdaptiveFreqAug\(hflip_prob=...\)"),
     ],
 )
@@ -251,8 +261,66 @@ def test_what_is_no_coco_file(tmp_path, text: str) -> None:
         ValueError, match="a.json: expected a COCO file with images, annotations and categories"
     ):
         CocoImages(tmp_path / "a.json", tmp_path)
-    with pytest.raises(ValueError, match="none.json: expected a COCO file"):
+    with pytest.raises(ValueError, match=r"none\.json: No such file or directory$"):
         CocoImages(tmp_path / "none.json", tmp_path)
+
+
+def test_types_and_folders_that_cannot_be(root) -> None:
+    with pytest.raises(TypeError, match="classes must be a list of names or None, got 'cat'"):
+        ours(root, classes="cat")
+    with pytest.raises(
+        TypeError, match=r"augment must be an ikd_fast.AdaptiveFreqAug or None, got \{'seed': 1\}"
+    ):
+        ours(root, augment={"seed": 1})
+    with pytest.raises(ValueError, match="image_dir .*nowhere is no folder"):
+        CocoImages(root / "ann.json", root / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "message"),
+    [
+        ("annotations", dict(category_id=None), "annotation 1 has no category_id"),
+        ("annotations", dict(image_id=None), "annotation 1 has no image_id"),
+        ("images", dict(width=None), "image 0 has no width"),
+        ("images", dict(file_name=None), "image 0 has no file_name"),
+    ],
+)
+def test_an_entry_that_lacks_something_is_named(tmp_path, kind: str, change: dict, message: str) -> None:
+    root = write_set(tmp_path)
+    content = json.loads((root / "ann.json").read_text())
+    content[kind][0] |= change
+    (root / "ann.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=rf"ann\.json: {message}"):
+        CocoImages(root / "ann.json", root / "images", min_size=1)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (dict(bbox=None), "annotation 1: expected bbox as four finite numbers, got None"),
+        (
+            dict(bbox=[1, 2, math.nan, 9]),
+            "annotation 1: expected bbox as four finite numbers, got [1, 2, nan, 9]",
+        ),
+        (dict(bbox=[1, 2, 3]), "annotation 1: expected bbox as four finite numbers, got [1, 2, 3]"),
+        (dict(area=math.nan), "annotation 1: expected area as a finite number, got nan"),
+        (dict(segmentation=None), "mask of box 0: expected polygons or RLE, got none"),
+        (
+            dict(segmentation=dict(size=[10, 10], counts=[0, 100])),
+            "mask of box 0 is of 10 x 10 pixels, the image of 40 x 60",
+        ),
+    ],
+)
+def test_what_one_image_lacks_costs_it_alone(tmp_path, change: dict, reason: str) -> None:
+    root = write_set(tmp_path, replace={0: save(picture(40, 60))})
+    content = json.loads((root / "ann.json").read_text())
+    content["images"][0] |= dict(height=40, width=60)
+    content["annotations"][0] |= change
+    (root / "ann.json").write_text(json.dumps(content))
+    images = CocoImages(root / "ann.json", root / "images", min_size=1, masks=True)
+    found = load(images)
+    assert found[0] == Skipped(str(root / "images" / "0.jpg"), reason)
+    assert all(isinstance(item, HostSample) for item in found[1:])
 
 
 def test_plain_indices_are_refused(root) -> None:

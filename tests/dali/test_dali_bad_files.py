@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import math
 
 import pytest
 
@@ -130,6 +132,59 @@ def test_nothing_usable_at_all(tmp_path, build, data, on_error: str) -> None:
     }[on_error]
     with pytest.raises(error, match=message):
         list(build(root, batch_size=2, on_error=on_error))
+
+
+def changed(root, **change):
+    """The first annotation of image 0, as the file has it."""
+    content = json.loads((root / "ann.json").read_text())
+    content["annotations"][0] |= change
+    (root / "ann.json").write_text(json.dumps(content))
+    return root
+
+
+@LOADERS
+@pytest.mark.parametrize("at", range(4))
+def test_a_number_that_is_none_in_the_file_is_named(tmp_path, build, at: int) -> None:
+    """mmdet's CocoDataset leaves such boxes out without a word, and would train on the image as one without objects."""
+    box = [10.0, 8.0, 9.5, 7.0]
+    box[at] = math.nan
+    root = changed(write_set(tmp_path), bbox=box)
+    loader = build(root, on_error="skip")
+    assert rows(loader) == [[1, 2, 3], [4, 5, 6, 7], [8, 9, 10]]
+    ((path, reason),) = loader.skips.reasons.items()
+    assert path.endswith("images/0.jpg")
+    assert f"bbox {'as four finite numbers, got' if build is torch_loader else 'is'} {box}" in reason
+    with pytest.raises(
+        BadImage, match=r"images/0\.jpg: .*nan.*four finite|images/0\.jpg: .*four finite.*nan"
+    ):
+        list(build(root))
+
+
+@LOADERS
+@pytest.mark.parametrize("resizer", ["cv2", "dali"])
+@pytest.mark.parametrize("size", [(1, 5000), (5000, 1)])
+def test_an_image_too_thin_to_be_resized(tmp_path, build, resizer: str, size: tuple[int, int]) -> None:
+    """To (70, 50) its short side would be no pixel."""
+    root = write_set(tmp_path, replace={2: save(picture(*size))})
+    loader = build(root, on_error="skip", resizer=resizer)
+    assert rows(loader) == [[0, 1, 3], [4, 5, 6, 7], [8, 9, 10]]
+    ((path, reason),) = loader.skips.reasons.items()
+    assert path.endswith("images/2.jpg")
+    assert "0" in reason
+
+
+def test_masks_of_another_size_are_named(tmp_path) -> None:
+    root = changed(write_set(tmp_path), segmentation=dict(size=[10, 10], counts=[0, 100]))
+    data = dataset(root, [dict(type="Resize", scale=(70, 50), keep_ratio=True)], masks=True)
+    loader = mmdet_loader(root, on_error="skip", dataset=data)
+    assert rows(loader) == [[1, 2, 3], [4, 5, 6, 7], [8, 9, 10]]
+    ((path, reason),) = loader.skips.reasons.items()
+    assert path.endswith("images/0.jpg")
+    assert "its annotations cannot be used (ValueError: " in reason
+
+
+def test_a_name_with_a_line_break_is_one_line() -> None:
+    assert str(BadImage("a\nb.jpg", "gone\n  away")) == "'a\\nb.jpg': gone away"
 
 
 def test_boxes_that_cannot_be(tmp_path) -> None:

@@ -1,5 +1,5 @@
-"""DALI's pixels against cv2's. Both decode with libjpeg-turbo's numbers and resize linearly with half-pixel centres, but do not
-round alike, so that values differ by a grey level here and there."""
+"""The loader's pixels against mmdet's, which are cv2's. Both decode with libjpeg-turbo's numbers. Where cv2 resizes they are the same;
+DALI resizes linearly with half-pixel centres too, but does not round alike: values differ by a grey level here and there."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def batches(root, transforms, **loader):
         yield from built
 
 
-RESIZED = {*PIPELINES} - {"crop, a share", "crop larger than the image", "published"}
+RESIZED = {*PIPELINES} - {"crop, a share", "crop larger than the image", "published", "one of two ways"}
 """A crop before a resize is made in one step with it: DALI's outermost pixels blend with what lies beyond the crop."""
 
 

@@ -210,6 +210,22 @@ def test_augmenting_in_the_loader_and_in_the_model_is_an_error(root, tmp_path) -
         train(config, tmp_path)
 
 
+def test_a_batch_augment_counts_as_the_models(root, tmp_path) -> None:
+    config = run_config(root)
+    norm = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375])
+    student = config["model"]["student"] if "student" in config["model"] else config["model"]
+    student["data_preprocessor"] = student["data_preprocessor"] | dict(
+        batch_augments=[dict(type="AdaptiveFreqAug", **norm)]
+    )
+    with pytest.raises(ValueError, match="images would be augmented twice"):
+        train(config, tmp_path)
+
+
+def test_the_type_in_other_letters(root) -> None:
+    with pytest.raises(ValueError, match="a loader's type is 'DaliDetLoader': did you mean 'DALIDetLoader'"):
+        build(root, type="DaliDetLoader")
+
+
 def test_the_model_may_augment_what_dali_gives(root, tmp_path) -> None:
     config = run_config(root, transforms=(FLIP,), augment=dict(type="AdaptiveFreqAug"))
     config["train_cfg"]["max_epochs"] = 1

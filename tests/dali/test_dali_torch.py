@@ -12,7 +12,7 @@ import torch
 pytest.importorskip("nvidia.dali", reason="needs NVIDIA DALI: pip install 'ikd_fast[dali]'")
 
 from ikd_fast.augment import AdaptiveFreqAug, AugPlan, Branch
-from ikd_fast.dali import CocoImages, DALIDetLoader, KeyedShardSampler
+from ikd_fast.dali import CocoImages, DALIDetLoader, KeyedShardSampler, steps
 from ikd_fast.dali.coco import keep_ratio_size
 from ikd_fast.kernels import augment_batch
 from ikd_fast.order import image_key
@@ -215,6 +215,9 @@ def test_images_stay_valid_while_the_loader_goes_on(root) -> None:
         (dict(on_error="ignore"), "on_error must be one of 'raise', 'skip', got 'ignore'"),
         (dict(channel_order="gbr"), "channel_order must be one of 'bgr', 'rgb', got 'gbr'"),
         (dict(resizer="pillow"), "resizer must be one of 'cv2', 'dali', got 'pillow'"),
+        (dict(device="cuda"), r"must be 'cpu', 'gpu' or None, got 'cuda' \(torch's 'cuda' is DALI's 'gpu'\)"),
+        (dict(device="cpu", device_id=1), "device_id is of a GPU, got 1 for a CPU"),
+        (dict(mean=1), "expected three means and three std > 0, got mean=1"),
         (dict(threads=0), "threads must be a whole number >= 1, got 0"),
         (dict(threads=1.5), "threads must be a whole number >= 1, got 1.5"),
         (dict(prefetch=True), "prefetch must be a whole number >= 1, got True"),
@@ -233,6 +236,52 @@ def test_outputs_and_data_sets_that_do_not_fit(root) -> None:
         DALIDetLoader(images, output="numpy")
     with pytest.raises(TypeError, match=r"output='torch'\) expects ikd_fast.dali.CocoImages, got list"):
         DALIDetLoader([1], output="torch")
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (dict(batch_size=2, shuffle=True), "got batch_size=2, shuffle=True"),
+        ({}, "got none"),
+        (dict(sampler=[0]), "got sampler"),
+    ],
+)
+def test_the_order_is_asked_for(root, settings: dict, told: str) -> None:
+    images = CocoImages(root / "ann.json", root / "images")
+    with pytest.raises(
+        ValueError, match=rf"batch_sampler=ikd_fast.dali.KeyedShardSampler\(images, batch_size\); {told}"
+    ):
+        DALIDetLoader(images, output="torch", device="cpu", **settings)
+
+
+def test_names_that_are_misspelt(root) -> None:
+    with pytest.raises(TypeError, match="has no setting 'thread' here.*Did you mean 'threads'"):
+        loader(root, thread=2)
+    with pytest.raises(TypeError, match="has no setting 'num_worker' here.*Did you mean 'num_workers'"):
+        loader(root, num_worker=2)
+
+
+def test_a_failure_of_the_machine_is_no_files(root, monkeypatch) -> None:
+    """No file is blamed, nothing is tried for ever; what could be made before it comes first."""
+    whole, calls = steps.run, []
+
+    def tired(*given):
+        calls.append(1)
+        if len(calls) > 4:
+            raise MemoryError("no more")
+        return whole(*given)
+
+    monkeypatch.setattr(steps, "run", tired)
+    seen = []
+
+    def read() -> None:
+        for images, _, _ in loader(root, on_error="skip", prefetch=1):
+            seen.append(len(images))
+
+    with pytest.raises(RuntimeError, match="MemoryError: no more"):
+        read()
+    assert seen == [4]
+    assert len(calls) < 30
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is at hand")

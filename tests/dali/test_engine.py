@@ -26,7 +26,7 @@ class Pipe:
         for _ in range(self.ahead if self.first else 1):
             if not self.over:
                 try:
-                    self.queue.append([int(data[0]) for data in self.source()["encoded"]])
+                    self.queue.append([int(sample.encoded[0]) for sample in self.source()])
                 except StopIteration:
                     self.over = True
         self.first = False
@@ -166,20 +166,67 @@ def test_a_failure_without_a_bad_file_is_handed_on() -> None:
         next(iter(Engine(iter(given([[1], [2]])), build, 1)))
 
 
-def test_an_error_of_the_host_side_ends_the_loop_and_the_pipeline() -> None:
-    pipes = []
+@pytest.mark.parametrize("skipped", [[], ["gone"]])
+def test_a_failure_of_the_machine_is_no_files(skipped: list[str]) -> None:
+    """After two good batches nothing can be decoded any more, an image of our own as little: no file is blamed, nothing repeats."""
+    made = []
+
+    class Ill(Pipe):
+        def share_outputs(self, stream):
+            if len(seen) >= 2:
+                raise RuntimeError("cannot allocate memory")
+            return super().share_outputs(stream)
+
+    def build(source, size):
+        made.append(Ill(source, 2))
+        return made[-1]
+
+    seen = []
+    engine = Engine(iter(given([[1], [2], [3, 4, *skipped], [5]])), build, 4)
+    with pytest.raises(RuntimeError, match="cannot allocate memory"):
+        seen.extend(outputs for _, outputs in engine)
+    assert seen == [[1], [2]]
+    assert len(made) < 10
+
+
+def test_a_stand_in_that_fails_is_no_files_fault() -> None:
+    """It could be used before; replacing it by itself would never end."""
+    made = []
+
+    class Forgetful(Pipe):
+        def share_outputs(self, stream):
+            if len(seen) >= 1 and 1 in self.queue[0]:
+                raise RuntimeError("no memory for this one")
+            return super().share_outputs(stream)
+
+    def build(source, size):
+        made.append(Forgetful(source, 1))
+        return made[-1]
+
+    seen = []
+    engine = Engine(iter(given([[1], ["gone"], [2]])), build, 4)
+    with pytest.raises(RuntimeError, match="no memory for this one"):
+        seen.extend(outputs for _, outputs in engine)
+    assert seen == [[1]]
+    assert len(made) < 10
+
+
+@pytest.mark.parametrize("ahead", [1, 2, 5])
+def test_an_error_of_the_host_side_comes_in_its_turn_and_ends_the_pipeline(ahead: int) -> None:
+    pipes, seen = [], []
 
     def batches():
-        yield given([[1]])[0]
+        yield from given([[1], [2], [3]])
         raise OSError("the disk is gone")
 
     def build(source, size):
-        pipes.append(Pipe(source, 1))
+        pipes.append(Pipe(source, ahead))
         return pipes[-1]
 
     engine = Engine(batches(), build, 1)
     with pytest.raises(OSError, match="the disk is gone"):
-        list(engine)
+        seen.extend(outputs for _, outputs in engine)
+    assert seen == [[1], [2], [3]]
     assert engine._pipe is None
     assert pipes[0].over
 

@@ -109,6 +109,10 @@ REFUSED = {
         "got 31 x 0",
     ),
     "two turns": (with_blocks(JPEG, exif(6), exif(3)), r"Exif blocks with orientations \[6, 3\]"),
+    "a turn in no byte order": (
+        with_blocks(JPEG, exif(6).replace(b"II*", b"IM*")),
+        r"Exif orientation 6 in a block that begins with b'IM\*\\x00'",
+    ),
     "a turn in a cut directory": (with_blocks(JPEG, exif(6, entries=9)), "Exif orientation 6 in a directory"),
     "PNG without an end": (save(IMAGE, "PNG")[:-12], "truncated: no IEND chunk"),
     "interlaced PNG, cut": (interlaced(IMAGE)[:90], "truncated: no IEND chunk in 90 bytes"),

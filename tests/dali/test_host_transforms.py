@@ -53,6 +53,20 @@ PIPELINES = {
         dict(type="RandomChoiceResize", scales=[(48, 70), (60, 70)], keep_ratio=True),
         dict(type="RandomFlip", prob=0.5),
     ],
+    "one of two ways": [
+        dict(
+            type="RandomChoice",
+            transforms=[
+                [dict(type="RandomChoiceResize", scales=[(48, 90), (60, 90)], keep_ratio=True)],
+                [
+                    RESIZE,
+                    dict(type="RandomCrop", crop_size=(30, 40), allow_negative_crop=True),
+                    dict(type="Resize", scale=(60, 44)),
+                ],
+            ],
+        ),
+        dict(type="RandomFlip", prob=0.5),
+    ],
     "filter": [RESIZE, dict(type="FilterAnnotations", min_gt_bbox_wh=(9, 9))],
     "adaptive": [RESIZE, dict(type="RandomFlip", prob=0.5, direction=EVERY_WAY), ADAPTIVE],
     "keyed": [
@@ -171,9 +185,11 @@ def test_the_steps_are_the_homography_that_mmdet_records(root) -> None:
     ("transforms", "message"),
     [
         ([dict(type="PhotoMetricDistortion")], r"pipeline\[2\] is PhotoMetricDistortion, which DALI's graph has no count"),
-        ([RESIZE, dict(type="Pad", size_divisor=32)], r"pipeline\[3\] is Pad.*it has AdaptiveFreqAugTransform, Filter"),
+        ([RESIZE, dict(type="Pad", size_divisor=32)], r"pipeline\[3\] is Pad.*it has AdaptiveFreqAug, Filter"),
         ([dict(type="RandomAffine")], r"is RandomAffine.*leave type='DALIDetLoader' out of train_dataloader"),
         ([dict(type="CutOut", n_holes=1, cutout_shape=(4, 4))], "is CutOut"),
+        ([dict(type="RandomChoice", transforms=[[RESIZE], [dict(type="CutOut", n_holes=1, cutout_shape=(4, 4))]])],
+         r"pipeline\[2\].transforms\[1\]\[0\] is CutOut"),
         ([dict(type="Resize", scale=(9, 9), backend="pillow")], r"pipeline\[2\] asks for 'bilinear' of 'pillow'"),
         ([dict(type="Resize", scale=(9, 9), interpolation="area")], r"cv2's bilinear does; .*asks for 'area' of 'cv2'"),
         (

@@ -117,12 +117,19 @@ def test_an_epoch_goes_on_with_the_next_batch(workers: int) -> None:
         (dict(batch_size=0), "batch_size >= 1"),
         (dict(num_shards=0), "expected batch_size >= 1 and 0 <= shard_id < num_shards, got 1, 0, 0"),
         (dict(shard_id=2, num_shards=2), "got 1, 2, 2"),
-        (dict(shard_id=-1), "got 1, -1, 1"),
+        (dict(shard_id=-1), "shard_id must be a whole number >= 0, got -1"),
+        (dict(batch_size="4"), "batch_size must be a whole number >= 0, got '4'"),
+        (dict(seed=-1), "seed must be a whole number >= 0, got -1"),
     ],
 )
 def test_numbers_that_cannot_be(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         KeyedShardSampler(**{"dataset": range(5), **options})
+
+
+def test_an_epoch_before_the_beginning() -> None:
+    with pytest.raises(ValueError, match="set_epoch expects epoch >= 0, got -1"):
+        KeyedShardSampler(range(5)).set_epoch(-1)
 
 
 def test_a_start_before_the_beginning() -> None:

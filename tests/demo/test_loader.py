@@ -152,7 +152,9 @@ def test_a_training_is_that_of_torchs_loader(dali: None, tiny_coco: Path, tmp_pa
     name = "fgd_ikd"
     rows = [student(name, tmp_path / loader, tiny_coco, loader) for loader in LOADERS]
     for a, b in zip(*rows, strict=True):
-        assert {k: v for k, v in a.items() if k != "seconds"} == {k: v for k, v in b.items() if k != "seconds"}
+        assert {k: v for k, v in a.items() if k != "seconds"} == {
+            k: v for k, v in b.items() if k != "seconds"
+        }
     one, two = (read_weights(tmp_path / d / f"work/seed0/{name}/epoch_2.pth") for d in LOADERS)
     assert one.keys() == two.keys()
     for key, value in one.items():

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
+
 import ikd_fast.mmdet  # noqa: F401  (makes mmdet importable without compiled operators)
 
 from mmengine.registry import init_default_scope
@@ -68,6 +70,8 @@ class Side:
 
     def __init__(self, loader: dict[str, Any], workers: int, dali: dict[str, Any] | None) -> None:
         init_default_scope("mmdet")
+        # As mmdet's configs have it: workers are the only threads.
+        cv2.setNumThreads(0)
         cfg = copy.deepcopy(loader)
         if dali is not None:
             cfg.update(type="DALIDetLoader", threads=workers, **dali)

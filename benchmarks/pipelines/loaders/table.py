@@ -67,8 +67,8 @@ def markdown(result: dict[str, Any]) -> str:
     changed = " with changes" if commit["dirty"] else ""
     lines = [
         f"{result['created'][:10]}, commit `{commit['id'][:10]}`{changed}, {where}; medians (quartiles) of {result['rounds']} rounds, "
-        "ratios to mmdet's pass of the same round. Workers: processes of mmdet's loader, threads of DALI (whose files and annotations "
-        "are read by the main process).",
+        "ratios to mmdet's pass of the same round. Workers: processes of mmdet's loader; threads of DALI, and as many "
+        "of cv2 where it resizes, with files and annotations read by the main process.",
         "",
     ]
     if machine["load"] > IDLE:

@@ -12,9 +12,16 @@ _OURS = ("device", "device_id", "threads", "prefetch", "on_error", "channel_orde
 
 
 def is_dali(loader: Any) -> bool:
-    """Whether a loader's config asks for DALI."""
+    """Whether a loader's config asks for DALI.
+
+    Raises:
+        ValueError: it nearly does.
+    """
     # mmengine takes a dict, a ConfigDict, a Config, which is no Mapping, or a loader that is built already.
-    return isinstance(loader, (Mapping, Config)) and loader.get("type") == TYPE
+    kind = loader.get("type") if isinstance(loader, (Mapping, Config)) else None
+    if isinstance(kind, str) and kind != TYPE and kind.lower() == TYPE.lower():
+        raise ValueError(f"a loader's type is {kind!r}: did you mean {TYPE!r}?")
+    return kind == TYPE
 
 
 def build_dali_loader(build: Callable[..., Any], loader: Mapping[str, Any], **kwargs: Any) -> Any:
@@ -24,6 +31,8 @@ def build_dali_loader(build: Callable[..., Any], loader: Mapping[str, Any], **kw
         ValueError: ``output`` other than ``"mmdet"``, or a ``collate_fn``.
     """
     from ikd_fast.dali import DALIDetLoader
+
+    from .source import noting_unusable_boxes
 
     cfg = dict(loader)
     cfg.pop("type")
@@ -35,7 +44,8 @@ def build_dali_loader(build: Callable[..., Any], loader: Mapping[str, Any], **kw
         raise ValueError(f"train_dataloader: {TYPE} makes its batches itself; leave collate_fn out")
     ours = {name: cfg.pop(name) for name in _OURS if name in cfg}
     cfg.setdefault("num_workers", 0)
-    plain = build(cfg, **kwargs)
+    with noting_unusable_boxes():
+        plain = build(cfg, **kwargs)
     workers = {}
     if plain.num_workers:
         workers = dict(

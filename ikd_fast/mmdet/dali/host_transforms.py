@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,7 +27,7 @@ from mmcv.image import rescale_size
 from mmcv.transforms import Compose, LoadImageFromFile
 from mmengine import fileio
 
-RECORD = "ikd_dali"
+RECORD, UNUSABLE = "ikd_dali", "ikd_unusable"
 _META = ("img_id", "img_path", *META_KEYS, HOMOGRAPHY)
 
 
@@ -49,8 +49,7 @@ def host_transforms(transforms: Sequence[Any]) -> list[Any]:
         ValueError: one that DALI's graph has no counterpart for, or an order that it cannot follow; says which are possible.
     """
     found = [_host(t, f"pipeline[{i}]") for i, t in enumerate(transforms)]
-    flat = [t for t in transforms for t in (t.transforms if isinstance(t, KeyedRandomness) else [t])]
-    kinds = [type(t) for t in flat]
+    kinds = [type(t) for t in _flat(transforms)]
     if not kinds or kinds[0] not in _READERS or kinds[-1] is not mmdet_transforms.PackDetInputs:
         raise ValueError(
             "DALIDetLoader expects a pipeline from LoadImageFromFile to PackDetInputs, got "
@@ -68,14 +67,24 @@ def host_transforms(transforms: Sequence[Any]) -> list[Any]:
 
 def changes_levels(transforms: Sequence[Any]) -> bool:
     """Whether one of them scales the grey levels of an image."""
-    flat = [t for t in transforms for t in (t.transforms if isinstance(t, KeyedRandomness) else [t])]
-    return any(isinstance(t, KeyedRandomCrop) and t.brightness > 0 for t in flat)
+    return any(isinstance(t, KeyedRandomCrop) and t.brightness > 0 for t in _flat(transforms))
+
+
+def _flat(transforms: Iterable[Any]) -> Iterator[Any]:
+    for transform in transforms:
+        if isinstance(transform, KeyedRandomness):
+            yield from _flat(transform.transforms)
+        elif isinstance(transform, mmcv_transforms.RandomChoice):
+            for choice in transform.transforms:
+                yield from _flat(choice.transforms)
+        else:
+            yield transform
 
 
 def _host(transform: Any, place: str) -> Any:
     make = _HOSTS.get(type(transform))
     if make is None:
-        names = sorted({kind.__name__ for kind in _HOSTS})
+        names = sorted({kind.__name__.removesuffix("Transform") for kind in _HOSTS})
         raise ValueError(
             f"DALIDetLoader: {place} is {type(transform).__name__}, which DALI's graph has no counterpart for; it has {', '.join(names)}. "
             "Take it out, or leave type='DALIDetLoader' out of train_dataloader"
@@ -97,10 +106,10 @@ def canvas(height: int, width: int) -> np.ndarray:
 
 
 def _reader(transform: Any, place: str) -> Any:
-    if transform.color_type != "color" or transform.to_float32:
+    if transform.color_type != "color" or transform.to_float32 or transform.imdecode_backend != "cv2":
         raise ValueError(
-            f"DALIDetLoader decodes to uint8 colour; {place} asks for color_type={transform.color_type!r}, "
-            f"to_float32={transform.to_float32}"
+            f"DALIDetLoader decodes to uint8 colour, as cv2 does; {place} asks for color_type={transform.color_type!r}, "
+            f"to_float32={transform.to_float32}, imdecode_backend={transform.imdecode_backend!r}"
         )
     return _with(transform, transform=_read)
 
@@ -127,6 +136,10 @@ def _read(self: Any, results: dict) -> dict:
 
 def _check_instances(path: str, instances: Sequence[dict]) -> None:
     for i, instance in enumerate(instances):
+        if UNUSABLE in instance:
+            raise BadImage(
+                path, f"an annotation's bbox is {instance[UNUSABLE]}; expected four finite numbers"
+            )
         if not np.isfinite(instance["bbox"]).all():
             raise BadImage(path, f"box {i} is {instance['bbox']}; expected finite numbers")
 
@@ -154,6 +167,11 @@ def _resize_canvas(self: Any, results: dict) -> None:
         new_width, new_height = rescale_size((width, height), scale)
     else:
         new_width, new_height = (scale, scale) if isinstance(scale, int) else scale
+    if min(new_height, new_width) < 1:
+        raise BadImage(
+            results["img_path"],
+            f"{height} x {width} pixels (height x width) would be resized to {new_height} x {new_width}",
+        )
     results["img"] = canvas(new_height, new_width)
     results["img_shape"] = (new_height, new_width)
     results["scale_factor"] = (new_width / width, new_height / height)
@@ -231,6 +249,15 @@ def _augment_canvas(self: Any, results: dict) -> dict:
     return results
 
 
+def _random_choice(transform: Any, place: str) -> Any:
+    out = copy.copy(transform)
+    out.transforms = [
+        Compose([_host(t, f"{place}.transforms[{i}][{k}]") for k, t in enumerate(choice.transforms)])
+        for i, choice in enumerate(transform.transforms)
+    ]
+    return out
+
+
 def _keyed_randomness(transform: Any, place: str) -> Any:
     inner = [_host(t, f"{place}.transforms[{i}]") for i, t in enumerate(transform.transforms)]
     out = copy.copy(transform)
@@ -263,6 +290,7 @@ _HOSTS: dict[type, Callable[[Any, str], Any]] = {
     mmdet_transforms.Resize: _resize,
     mmcv_transforms.RandomResize: _random_resize,
     mmcv_transforms.RandomChoiceResize: _random_resize,
+    mmcv_transforms.RandomChoice: _random_choice,
     mmdet_transforms.RandomFlip: _random_flip,
     mmdet_transforms.RandomCrop: _random_crop,
     mmdet_transforms.PackDetInputs: _pack,

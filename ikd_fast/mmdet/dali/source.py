@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from ikd_fast.augment import AugPlan
@@ -10,9 +12,10 @@ from ikd_fast.dali.engine import to_torch
 from ikd_fast.dali.errors import BadImage
 from ikd_fast.dali.host_sample import HostSample, Skipped
 
+from mmdet.datasets import CocoDataset
 from mmengine.dataset import BaseDataset, ClassBalancedDataset, Compose, ConcatDataset, RepeatDataset
 
-from .host_transforms import RECORD, Pixels, changes_levels, host_transforms
+from .host_transforms import RECORD, UNUSABLE, Pixels, changes_levels, host_transforms
 
 
 class HostFetch:
@@ -35,6 +38,10 @@ class HostFetch:
                 packed = leaf.prepare_data(inner)
             except BadImage as error:
                 return Skipped(error.path, error.reason)
+            except (ValueError, TypeError, KeyError, IndexError) as error:
+                # Annotations that mmdet's transforms take for granted, e.g. masks of another size.
+                path = leaf.get_data_info(inner).get("img_path", f"image {inner}")
+                return Skipped(path, f"its annotations cannot be used ({type(error).__name__}: {error})")
             if packed is not None:
                 pixels = packed[RECORD]
                 sample = packed["data_samples"]
@@ -50,6 +57,35 @@ class HostFetch:
         raise RuntimeError(
             f"{type(leaf).__name__}: {leaf.max_refetch} images in a row were rejected by the pipeline; check its crops and filters"
         )
+
+
+@contextmanager
+def noting_unusable_boxes() -> Iterator[None]:
+    """While data sets are built: mmdet's ``CocoDataset`` leaves out boxes that are not numbers, without a word.
+
+    Such an image gets an instance that says so, for whoever reads it.
+    """
+    original = CocoDataset.parse_data_info
+
+    def parse(self: Any, raw: dict) -> Any:
+        parsed = original(self, raw)
+        boxes = [annotation.get("bbox") for annotation in raw["raw_ann_info"]]
+        unusable = [box for box in boxes if not _finite(box)]
+        if unusable and isinstance(parsed, dict):
+            parsed["instances"].append(
+                {"bbox": [0.0] * 4, "bbox_label": 0, "ignore_flag": 1, UNUSABLE: unusable[0]}
+            )
+        return parsed
+
+    CocoDataset.parse_data_info = parse
+    try:
+        yield
+    finally:
+        CocoDataset.parse_data_info = original
+
+
+def _finite(box: Any) -> bool:
+    return len(box) == 4 and all(isinstance(v, (int, float)) and math.isfinite(v) for v in box)
 
 
 def prepare(dataset: Any) -> bool:
