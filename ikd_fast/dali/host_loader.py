@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import difflib
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from inspect import signature
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch.utils.data import DataLoader
@@ -25,6 +27,17 @@ TOLD = 20
 """Skipped files that are named in the log; the others are counted."""
 
 Collate = Callable[[list[HostSample], Any], Any]
+
+
+_OPEN: WeakSet[HostLoader] = WeakSet()
+
+
+_KEPT: list[Any] = []
+
+
+def _keep_workers() -> None:
+    """From the collector, until torch knows that Python ends: then it no longer waits for workers, which end with their parent."""
+    _KEPT.extend(loader._iterator for loader in _OPEN)
 
 
 @dataclass
@@ -124,6 +137,17 @@ class HostLoader(DataLoader):
             Cv2Pixels(1)  # whether it is there
         self.skips = Skips()
         super().__init__(dataset, collate_fn=list, **kwargs)
+        if not _OPEN:
+            # Run before DALI's own, which was registered before and calls the collector.
+            atexit.unregister(_keep_workers)
+            atexit.register(_keep_workers)
+        _OPEN.add(self)
+
+    def close(self) -> None:
+        """End the workers that ``persistent_workers`` keeps. The loader can be iterated again, with new ones."""
+        if self._iterator is not None:
+            self._iterator._shutdown_workers()
+            self._iterator = None
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         # At once, not at the first batch: a sampler's epoch is that of this moment.

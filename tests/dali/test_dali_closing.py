@@ -138,3 +138,15 @@ def test_workers_that_stay_do_not_wait_for_the_collector(root) -> None:
         assert there() is None
     finally:
         gc.enable()
+
+
+def test_close_ends_them_at_once_and_the_loader_goes_on(root) -> None:
+    epochs(root, 1, 1)
+    before = resources()
+    made = loader(root, 1, on_error="skip", persistent_workers=True)
+    for _ in range(2):
+        assert sum(len(images) for images, _, _ in made) == IMAGES - 1
+        assert resources()["children"] == before["children"] + 1
+        made.close()
+        assert resources()["children"] == before["children"]
+    made.close()
