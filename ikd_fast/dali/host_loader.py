@@ -145,8 +145,9 @@ class HostLoader(DataLoader):
 
     def close(self) -> None:
         """End the workers that ``persistent_workers`` keeps. The loader can be iterated again, with new ones."""
-        if self._iterator is not None:
-            self._iterator._shutdown_workers()
+        iterator: Any = self._iterator
+        if iterator is not None:
+            iterator._shutdown_workers()
             self._iterator = None
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
