@@ -30,8 +30,6 @@ Collate = Callable[[list[HostSample], Any], Any]
 
 
 _OPEN: WeakSet[HostLoader] = WeakSet()
-
-
 _KEPT: list[Any] = []
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ikd_fast.augment import AugPlan
+from ikd_fast.augment import AdaptiveFreqAug, AugPlan
 from ikd_fast.dali.engine import to_torch
 from ikd_fast.dali.errors import BadImage
 from ikd_fast.dali.host_sample import HostSample, Skipped
@@ -135,15 +135,15 @@ def collate(samples: list[HostSample], outputs: Any) -> dict[str, list[Any]]:
     """``inputs``: uint8 ``[3, H, W]`` views of DALI's memory (copies where noise was added); ``data_samples``."""
     images = [to_torch(outputs[i]).permute(2, 0, 1) for i in range(len(samples))]
     pixels: list[Pixels] = [sample.payload[1] for sample in samples]
-    noisy = [i for i, p in enumerate(pixels) if p.plan is not None]
-    # Data sets that are concatenated may have settings of their own.
-    for augment in {id(pixels[i].augment): pixels[i].augment for i in noisy}.values():
-        assert augment is not None
-        mine = [i for i in noisy if pixels[i].augment is augment]
-        for epoch in {pixels[i].plan.epoch for i in mine}:  # type: ignore[union-attr]
-            chosen = [i for i in mine if pixels[i].plan.epoch == epoch]  # type: ignore[union-attr]
-            plan = AugPlan.cat([pixels[i].plan for i in chosen])  # type: ignore[misc]
-            done = augment.apply_noise([images[i] for i in chosen], plan)
-            for i, image in zip(chosen, done, strict=True):
-                images[i] = image
+    # A call for each epoch; data sets that are concatenated may have settings of their own.
+    groups: dict[tuple[int, int], tuple[AdaptiveFreqAug, list[AugPlan], list[int]]] = {}
+    for i, p in enumerate(pixels):
+        if p.plan is not None and p.augment is not None:
+            _, plans, places = groups.setdefault((id(p.augment), p.plan.epoch), (p.augment, [], []))
+            plans.append(p.plan)
+            places.append(i)
+    for augment, plans, places in groups.values():
+        done = augment.apply_noise([images[i] for i in places], AugPlan.cat(plans))
+        for i, image in zip(places, done, strict=True):
+            images[i] = image
     return {"inputs": images, "data_samples": [sample.payload[0] for sample in samples]}
