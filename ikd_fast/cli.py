@@ -23,7 +23,26 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-Config = Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="An mmdet config.")]
+
+
+def _config_file(text: str) -> Path:
+    from ikd_fast.shipped import resolve_path
+
+    try:
+        path = Path(resolve_path(text, "configs"))
+    except FileNotFoundError as error:
+        raise typer.BadParameter(str(error)) from None
+    if not path.is_file():
+        raise typer.BadParameter(f"file {text!r} {'is a directory' if path.is_dir() else 'does not exist'}.")
+    return path
+
+
+Config = Annotated[
+    Path,
+    typer.Argument(
+        parser=_config_file, metavar="CONFIG", help="An mmdet config: a file, or `ikd_fast::demo/fgd_ikd.py`."
+    ),
+]
 WorkDir = Annotated[Path | None, typer.Option(help="Where logs and checkpoints go. Default: work_dirs/NAME.")]
 CfgOptions = Annotated[
     list[str] | None,
@@ -335,6 +354,88 @@ def strength(
         )  # fmt: skip
 
 
+@app.command(context_settings=EXTRA)
+def attack(
+    context: typer.Context,
+    config: Annotated[
+        str,
+        typer.Argument(
+            help="An mmdet config whose training images are attacked: the teacher's own, or an IKD config (then its teacher is)."
+        ),
+    ],
+    checkpoint: Annotated[str, typer.Argument(metavar="CKPT", help="The teacher's weights.")],
+    out: Annotated[Path, typer.Option(help="Folder of the adversarial images.")],
+    mode: Annotated[
+        str, typer.Option(help="iterative (the paper's DI-FGSM), single, or random_sign (a control).")
+    ] = "iterative",
+    eps: Annotated[float, typer.Option(help="Radius in grey levels.")] = 8.0,
+    steps: Annotated[
+        int | None, typer.Option(help="Gradients an image. Default: 5, the paper's; single has 1.")
+    ] = None,
+    step_size: Annotated[
+        float | None, typer.Option(help="Grey levels a step. Default: 2; of single, 2 eps.")
+    ] = None,
+    diversity_prob: Annotated[
+        float | None,
+        typer.Option(help="Probability of input diversity in each step. Default: 0.5; of single, 0."),
+    ] = None,
+    objective: Annotated[
+        str, typer.Option(help="cls (the teacher's class loss) or feature (change of its maps).")
+    ] = "cls",
+    seed: Annotated[int, typer.Option(help="Of every draw.")] = 0,
+    jpeg: Annotated[
+        int | None, typer.Option(metavar="Q", help="Write JPEG of this quality; the published code's is 95.")
+    ] = None,
+    original_size: Annotated[
+        bool,
+        typer.Option("--original-size", help="Shrink to the size of the image's own file, as published."),
+    ] = False,
+    save_scale: Annotated[
+        float | None, typer.Option(help="Shrink to this share of the attacked size.")
+    ] = None,
+    packed: Annotated[
+        bool, typer.Option("--packed", help="Write perturbations alone, --bits a value. Default: PNG images.")
+    ] = False,
+    bits: Annotated[int | None, typer.Option(help="Of --packed: 2, 4 or 8. Default: 4.")] = None,
+    stride: Annotated[
+        int | None, typer.Option(help="Of --packed: one value for 1 x 1 or 2 x 2 pixels. Default: 1.")
+    ] = None,
+    resize: Annotated[
+        str | None,
+        typer.Option(
+            help="WIDTHxHEIGHT that images are resized to before, aspect kept; none: not at all. Default: the train pipeline's Resize."
+        ),
+    ] = None,
+    images: Annotated[
+        int | None, typer.Option(help="Only so many images, small ones first; the rest may be made later.")
+    ] = None,
+    batch: Annotated[int, typer.Option(help="Images attacked together.")] = 4,
+    workers: Annotated[int, typer.Option(help="Processes that read images.")] = 2,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:1, ... Default: cuda where there is one.")
+    ] = None,
+    cfg_options: CfgOptions = None,
+    as_json: Json = False,
+) -> None:
+    """Make the adversarial images of a training set beforehand, as the paper does: one file an image. Resumes.
+
+    Several processes: torchrun --nproc-per-node 8 -m ikd_fast attack CONFIG CKPT --out DIR. Training reads the folder by
+    LoadAdversarialImage.
+    """
+    with _errors(Console(stderr=True), "The same command makes the missing files."):
+        _calm_threads()
+        stray = _options(context, cfg_options)
+        from ikd_fast.commands.attack import Options, run
+
+        run(
+            Options(
+                config, checkpoint, out, mode, eps, steps, step_size, diversity_prob, objective, seed, jpeg, original_size, save_scale,
+                packed, bits, stride, resize, images, batch, workers, device, tuple(stray),
+            ),
+            as_json=as_json,
+        )  # fmt: skip
+
+
 @app.command()
 def doctor(as_json: Json = False) -> None:
     """Say what is installed, what serves the mmcv operators, and what is missing and how to get it."""
@@ -364,6 +465,39 @@ def _calm_threads() -> None:
 def _say_on_first_process(text: str) -> None:
     if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
         print(text)
+
+
+@app.command()
+def memory(
+    directory: Annotated[Path, typer.Argument(help="Of `memory=dict(directory=...)`.")],
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read every record; exit code 1 if one is damaged.")
+    ] = False,
+    compact: Annotated[
+        bool, typer.Option("--compact", help="Give back room that no record uses, and drop damaged records.")
+    ] = False,
+    delete: Annotated[
+        bool, typer.Option("--delete", help="Remove the memory's files, and nothing else.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """What a DIRECTORY of kept perturbations holds; with an option, look after it. Refused while a run uses it."""
+    from ikd_fast.attack.memory.shards import upkeep
+
+    if verify + compact + delete > 1:
+        raise typer.BadParameter("give one of --verify, --compact and --delete")
+    console = Console(stderr=True)
+    with _errors(console):
+        if delete:
+            found: dict = {"directory": str(directory), "freed": upkeep.delete(directory)}
+        else:
+            found = (upkeep.verify if verify else upkeep.compact if compact else upkeep.summary)(directory)
+    if as_json:
+        print(json.dumps(found))
+    else:
+        print(upkeep.told(found))
+    if verify and found["count"]:
+        raise typer.Exit(FAILED)
 
 
 @contextmanager

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
 from benchmarks.baselines.fgd_published import published_form
 from ikd_fast import IKD, DistillContext, FGDLoss, OnlineDIFGSM
-from ikd_fast.attack import AttackOutput
-from ikd_fast.attack.objectives import maps_of
+from ikd_fast.attack import AttackOutput, OfflineImages
 
 from .modes import Mode
 from .prediction import Nets, Visited
@@ -52,24 +50,15 @@ class PublishedFGD(FGDLoss):
         return published_form(self, [m.float() for m in student], [m.float() for m in teacher], ctx)
 
 
-class StoredImages(OnlineDIFGSM):
-    """No attack: adversarial images that were made before and read with the data, put into ``given`` before each step."""
+class StoredImages(OfflineImages):
+    """Adversarial images that were made before, put into ``given`` before each step."""
 
-    def __init__(self, **units: Any) -> None:
-        super().__init__("random_sign", **units)
-        self.given: Tensor | None = None
+    given: Tensor | None = None
 
     def __call__(
         self, victim: Any, images: Tensor, *_: Any, with_maps: bool = False, **__: Any
     ) -> AttackOutput:
-        if self.given is None or self.given.shape != images.shape:
-            got = None if self.given is None else list(self.given.shape)
-            raise ValueError(f"expected stored images {list(images.shape)}, got {got}")
-        maps = None
-        if with_maps:
-            with torch.no_grad():
-                maps = maps_of(victim, self.given)
-        return AttackOutput(self.given, self.given - images, maps=maps)
+        return super().__call__(victim, images, self.given, with_maps=with_maps)
 
 
 class WatchedAttack:

@@ -5,7 +5,9 @@ from .difgsm import OnlineDIFGSM
 from .diversity import DiversityDraw, draw_diversity
 from .memory import PerturbationMemory, View
 from .objectives import Victim
+from .offline import AdversarialSet, OfflineImages
 
 __all__ = [
-    "AttackBatch", "AttackOutput", "DiversityDraw", "OnlineDIFGSM", "PerturbationMemory", "Victim", "View", "draw_diversity",
+    "AdversarialSet", "AttackBatch", "AttackOutput", "DiversityDraw", "OfflineImages", "OnlineDIFGSM", "PerturbationMemory", "Victim",
+    "View", "draw_diversity",
 ]  # fmt: skip

@@ -73,6 +73,8 @@ def _title(model: Any) -> str:
     if not model.ikd.adversarial:
         return "What the student trains on (no adversarial branch)"
     attack = model.ikd.attack
+    if not hasattr(attack, "eps"):
+        return "What IKD trains on. Adversarial: images that were made before."
     return f"What IKD trains on. Adversarial: no pixel moves by more than {attack.eps:g} of 255 grey levels."
 
 

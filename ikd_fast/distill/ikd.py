@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ikd_fast.attack import AttackOutput, OnlineDIFGSM
+from ikd_fast.attack import AttackOutput, OfflineImages, OnlineDIFGSM
 from ikd_fast.attack.memory import View
 from ikd_fast.attack.objectives import cls_objective
 from ikd_fast.augment import AdaptiveFreqAug
@@ -46,7 +46,8 @@ class IKD(nn.Module):
             callable ``(net, images) -> maps``. Losses with the default source take this one.
         teacher_features: the same for the teacher where its modules have other names.
         losses: KD losses: :class:`KDLoss` objects or ``dict(type="FGDLoss", ...)``; weights are inside them.
-        attack: :class:`OnlineDIFGSM`, or None for no adversarial branch.
+        attack: :class:`OnlineDIFGSM`; :class:`~ikd_fast.attack.OfflineImages` for adversarial images that come with the batch; or None
+            for no adversarial branch.
         beta: weight of the adversarial feature loss. Published: 1e-5 (one-stage), 2.5e-7 (two-stage), for ``AdvFeatureLoss()``.
         adv_loss: the loss of the adversarial branch.
         augment: :class:`AdaptiveFreqAug`, or None.
@@ -75,6 +76,7 @@ class IKD(nn.Module):
         ``[N, 3, H, W]``, uint8 or float in ``units``; targets: list of dicts with ``boxes`` (xyxy pixels) and ``labels``.
         ``views=``: for ``OnlineDIFGSM(mode="carry")``, one :class:`~ikd_fast.attack.memory.View` an image where the loader has
         flipped, cropped or resized it: what was done to the image that the id names. Default: nothing.
+        ``adversarial=``: for :class:`~ikd_fast.attack.OfflineImages`, an image of the same shape and dtype for each.
 
     >>> import torch
     >>> from ikd_fast import AdvFeatureLoss
@@ -98,7 +100,7 @@ class IKD(nn.Module):
         features: str | Sequence[str] | Callable = "neck",
         teacher_features: str | Sequence[str] | Callable | None = None,
         losses: Sequence[KDLoss | Mapping[str, Any]] = (),
-        attack: OnlineDIFGSM | None = None,
+        attack: OnlineDIFGSM | OfflineImages | None = None,
         beta: float = 1e-5,
         adv_loss: KDLoss | Mapping[str, Any] | None = None,
         augment: AdaptiveFreqAug | None = None,
@@ -123,10 +125,15 @@ class IKD(nn.Module):
             raise ValueError(f"beta must be >= 0, got {beta}")
         self.student = student
         self.call = call or (lambda net, images: net(images))
-        for name, value, kind in (("attack", attack, OnlineDIFGSM), ("augment", augment, AdaptiveFreqAug)):
-            if value is not None and not isinstance(value, kind):
+        kinds: tuple[type, ...]
+        for name, value, kinds in (
+            ("attack", attack, (OnlineDIFGSM, OfflineImages)),
+            ("augment", augment, (AdaptiveFreqAug,)),
+        ):
+            if value is not None and not isinstance(value, kinds):
+                kind = kinds[0].__name__
                 raise TypeError(
-                    f"{name} must be an ikd_fast.{kind.__name__} or None, got {value!r}; write {kind.__name__}(...)"
+                    f"{name} must be an ikd_fast.{kind} or None, got {value!r}; write {kind}(...)"
                 )
         net = teacher.net if isinstance(teacher, FrozenTeacher) else teacher
         shared = {id(p) for p in student.parameters()} & {id(p) for p in net.parameters()}
@@ -235,9 +242,12 @@ class IKD(nn.Module):
         epoch: int,
         step: int | None = None,
         views: Sequence[View] | None = None,
+        adversarial: Tensor | Sequence[Tensor] | None = None,
     ) -> StepOutput:
         """One step of Algorithm 1: augment, attack, both branches, losses. Call ``.total.backward()`` on the result."""
-        return self(images, targets, image_ids=image_ids, epoch=epoch, step=step, views=views)
+        return self(
+            images, targets, image_ids=image_ids, epoch=epoch, step=step, views=views, adversarial=adversarial
+        )
 
     def forward(
         self,
@@ -248,14 +258,20 @@ class IKD(nn.Module):
         epoch: int,
         step: int | None = None,
         views: Sequence[View] | None = None,
+        adversarial: Tensor | Sequence[Tensor] | None = None,
     ) -> StepOutput:
         """As :meth:`step`, so that ``DistributedDataParallel(ikd)`` works."""
+        if adversarial is not None and not isinstance(self.attack, OfflineImages):
+            raise ValueError(
+                f"adversarial images came with the batch, and attack is {self.attack!r:.60}, which takes none; write attack=OfflineImages()"
+            )
         active = self.active(epoch=epoch, step=step)
         device = next(self.student.parameters()).device
         batch = prepare_batch(
             images, targets, image_ids=image_ids, epoch=epoch, step=step, active=active,
             augment=self.augment if active else None, units=self.units, pad_divisor=self.pad_divisor, device=device,
             views=views, needs_views=active and self.adversarial and bool(self.attack and self.attack.needs_views),
+            adversarial=adversarial if active else None,
         )  # fmt: skip
         return self.run(batch)
 
@@ -305,6 +321,8 @@ class IKD(nn.Module):
         require_equal_branches(self.student, self.attack.fraction)
         (source,) = self._teacher_sources([self.adv_loss])
         victim = StepVictim(self.teacher, source, self.victim, batch.sizes)
+        if isinstance(self.attack, OfflineImages):
+            return self.attack(victim, batch.geo, batch.adversarial, with_maps=with_maps)
         return self.attack(
             victim,
             batch.geo,
@@ -456,7 +474,7 @@ class IKD(nn.Module):
 
 
 def _units(
-    units: PixelUnits | None, attack: OnlineDIFGSM | None, augment: AdaptiveFreqAug | None
+    units: PixelUnits | None, attack: OnlineDIFGSM | OfflineImages | None, augment: AdaptiveFreqAug | None
 ) -> PixelUnits | None:
     """One declaration is enough; two must agree."""
     undeclared = PixelUnits()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -31,8 +32,12 @@ def prepare_batch(
     device: torch.device,
     views: Sequence[View] | None = None,
     needs_views: bool = False,
+    adversarial: Tensor | Sequence[Tensor] | None = None,
 ) -> StepBatch:
-    """Plan and apply the augmentation, bring uint8 to the nets' units, stack with zeros at the bottom right."""
+    """Plan and apply the augmentation, bring uint8 to the nets' units, stack with zeros at the bottom right.
+
+    ``adversarial``: images made before, one of the same size for each; window and flip are the same, and there is no noise.
+    """
     if len(images) == 0:
         raise ValueError("images is empty: a step needs at least one image")
     _check_images(images, units, device)
@@ -44,6 +49,7 @@ def prepare_batch(
             raise ValueError(f"{name} must have one entry per image: expected {len(images)}, got {got}")
     plan = None if augment is None else augment.plan_for(images, targets, image_ids=ids, epoch=epoch)
     kept = _views(views, images, targets, plan) if needs_views else None
+    given = targets
     if units is not None and all(x.dtype == torch.uint8 and x.dim() == 3 and len(x) == 3 for x in images):
         if augment is not None and plan is not None:
             targets = augment.apply_to_targets(images, targets, plan)
@@ -62,9 +68,49 @@ def prepare_batch(
         x_geo = _stack(geo, sizes, units, pad_divisor, device)
         same = plan is None or plan.noise_frac == 0
         x_data = x_geo if same else _stack(noisy, sizes, units, pad_divisor, device)
+    moved = None
+    if adversarial is not None:
+        moved = _beside(images, adversarial, given, sizes, plan, augment, units, pad_divisor, device)
     return StepBatch(
-        x_data, x_geo, _to(targets, device), sizes, ids, int(epoch), int(step or 0), active, plan, views=kept
-    )
+        x_data, x_geo, _to(targets, device), sizes, ids, int(epoch), int(step or 0), active, plan, views=kept, adversarial=moved
+    )  # fmt: skip
+
+
+def _beside(
+    images: Tensor | Sequence[Tensor],
+    adversarial: Tensor | Sequence[Tensor],
+    targets: Any,
+    sizes: Sequence[tuple[int, int]],
+    plan: AugPlan | None,
+    augment: AdaptiveFreqAug | None,
+    units: PixelUnits | None,
+    divisor: int,
+    device: torch.device,
+) -> Tensor:
+    """x_adv: what was done to ``images`` but the noise, done to ``adversarial``."""
+    shapes, given = ([tuple(x.shape) for x in part] for part in (images, adversarial))
+    if shapes != given:
+        raise ValueError(
+            f"adversarial must have one image of the same shape for each image: expected {shapes}, got {given}"
+        )
+    try:
+        _check_images(adversarial, units, device)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"adversarial {error}") from None
+    dtypes, own = ({x.dtype for x in part} for part in (images, adversarial))
+    if dtypes != own:
+        raise TypeError(
+            f"adversarial images must be of the dtype of the images, {', '.join(map(str, dtypes))}, got {', '.join(map(str, own))}"
+        )
+    if units is not None and all(
+        x.dtype == torch.uint8 and x.dim() == 3 and len(x) == 3 for x in adversarial
+    ):
+        still = plan if plan is None else replace(plan, sigma=torch.zeros_like(plan.sigma))
+        return _from_pixels(adversarial, sizes, still, units, divisor)[1]
+    geo = adversarial
+    if augment is not None and plan is not None:
+        geo, _ = augment.apply_geometry(adversarial, targets, plan)
+    return _stack(geo, sizes, units, divisor, device)
 
 
 def _views(

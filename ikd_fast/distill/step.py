@@ -31,6 +31,7 @@ class StepBatch:
         task_targets: what ``task_loss`` gets; ``targets`` unless given.
         views: where in its canonical image each image of ``geo`` lies, for an attack that keeps perturbations; None: it is the
             canonical image.
+        adversarial: ``[N, C, H, W]`` adversarial images of ``geo`` that were made before, for :class:`~ikd_fast.attack.OfflineImages`.
     """
 
     clean: Tensor
@@ -44,6 +45,7 @@ class StepBatch:
     plan: AugPlan | None = None
     task_targets: Any = None
     views: list[View] | None = None
+    adversarial: Tensor | None = None
 
     def context(self, seed: int, rows: Sequence[int] | None = None) -> DistillContext:
         """For the losses: boxes on the images' device, an empty list of boxes where targets have none. ``rows``: of these images."""

@@ -15,7 +15,7 @@ from .preprocessor import IKDDetDataPreprocessor  # noqa: E402
 from .registry import KD_LOSSES  # noqa: E402
 from .resume import KeyedResumeHook  # noqa: E402
 from .sampler import KeyedSampler  # noqa: E402
-from .transforms import KeyedRandomCrop, KeyedRandomness  # noqa: E402
+from .transforms import KeyedRandomCrop, KeyedRandomness, LoadAdversarialImage  # noqa: E402
 from .victim import MMDetVictim  # noqa: E402
 
 install()
@@ -32,5 +32,6 @@ __all__ = [
     "KeyedResumeHook",
     "KeyedSampler",
     "KorniaBatchAugment",
+    "LoadAdversarialImage",
     "MMDetVictim",
 ]

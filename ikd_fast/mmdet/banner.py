@@ -112,6 +112,8 @@ def loss_line(loss: Mapping[str, Any]) -> str:
 
 
 def attack(facts: Mapping[str, Any]) -> str:
+    if facts["mode"] == "offline":
+        return "none in the step: adversarial images come with the data (LoadAdversarialImage)"
     settings = f"eps {facts['eps']:g}, step {facts['step_size']:g} of 255 grey levels"
     start = "random start" if facts["random_start"] else "from the image"
     gradients = facts["teacher_gradients"]

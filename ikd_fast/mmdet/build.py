@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from ikd_fast.distill import FrozenTeacher, Renormalize, TeacherEngine, load_strict
 from ikd_fast.distill.teacher import read_file, weights_of
 from ikd_fast.pixels import PixelUnits
+from ikd_fast.shipped import PACKAGE as PACKAGE
+from ikd_fast.shipped import resolve_path as resolve_path
 
 from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
 from mmdet.registry import MODELS
@@ -23,29 +25,6 @@ from mmengine.runner import CheckpointLoader
 
 from .classes import Names, names_in_header, names_of
 from .published import current_names, fetch
-
-PACKAGE = "ikd_fast::"
-
-
-def resolve_path(path: str, folder: str) -> str:
-    """``ikd_fast::name`` is a file this package ships (``folder``: ``configs`` or ``assets``); other paths stay."""
-    if not path.startswith(PACKAGE):
-        return path
-    if folder == "configs":
-        import ikd_fast.configs as home
-
-        root = Path(next(iter(home.__path__)))
-    else:
-        root = Path(__file__).parents[1] / folder
-    found = root / path.removeprefix(PACKAGE)
-    if not found.exists():
-        have = sorted(
-            str(p.relative_to(root))
-            for p in root.rglob("*")
-            if p.is_file() and p.suffix in (".py", ".safetensors", ".json")
-        )
-        raise FileNotFoundError(f"{path}: ikd_fast ships no such file; it ships {have}")
-    return str(found)
 
 
 def model_config(config: str | Path | Mapping[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ikd_fast.attack import OfflineImages
 from ikd_fast.attack.memory import View
 from ikd_fast.augment import AugPlan
 from ikd_fast.distill import IKD, Renormalize, StepBatch
@@ -43,7 +44,8 @@ class IKDDistiller(BaseModel):
         teacher_ckpt: its weights, ``.pth`` or ``.safetensors``; every key must fit.
         losses: KD losses, e.g. ``[dict(type="FGDLoss", preset="retinanet")]``; a single one may go without the list.
         adv: ``dict(beta=1e-5, attack=dict(type="OnlineDIFGSM", mode="single"), loss=dict(type="AdvFeatureLoss"))``, which are also
-            the defaults of ``dict()``; None: no adversarial branch.
+            the defaults of ``dict()``; ``attack=dict(type="OfflineImages")`` for images of ``ikd-fast attack``; None: no adversarial
+            branch.
         augment: ``dict(type="AdaptiveFreqAug", ...)``, or None.
         stop_at: ``dict(epoch=16)``, ``dict(iter=N)`` or a fraction of the run.
         features: where losses with the default source look: a module path below the detector, or a list of paths. Losses choose
@@ -143,6 +145,12 @@ class IKDDistiller(BaseModel):
         preprocessor: IKDDetDataPreprocessor = self.data_preprocessor
         preprocessor.is_active = self.is_active
         preprocessor.needs_views = self.ikd.adversarial and getattr(attack, "needs_views", False)
+        preprocessor.takes_adversarial = isinstance(attack, OfflineImages)
+        if preprocessor.takes_adversarial and preprocessor.batch_augments:
+            raise ValueError(
+                "attack OfflineImages: batch_augments would change the clean images and not the adversarial ones; write such transforms "
+                "into the pipeline, behind LoadAdversarialImage, or take them out"
+            )
         if attack is not None and attack.objective_name == "cls":
             preprocessor.teacher_classes = num_classes(teacher.net)
             names = None if teacher.loaded is None else teacher.loaded.classes
@@ -187,6 +195,7 @@ class IKDDistiller(BaseModel):
         plan: AugPlan | None = None,
         image_keys: list[int] | None = None,
         views: list[View] | None = None,
+        adversarial: Tensor | None = None,
     ) -> Any:
         """``mode="loss"``: the distillation step. ``"predict"`` and ``"tensor"``: the student's."""
         if mode != "loss":
@@ -208,6 +217,7 @@ class IKDDistiller(BaseModel):
             plan=plan,
             task_targets=data_samples,
             views=views,
+            adversarial=adversarial,
         )
         out = self.ikd.run(batch)
         # mmengine sums every key containing "loss"; everything else is logged only.

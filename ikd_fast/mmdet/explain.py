@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import redirect_stdout
 from typing import Any
 
+from ikd_fast.attack.offline.adversarial_set import NoSet
+
 from mmdet.registry import DATASETS, MODELS
 from mmengine.registry import init_default_scope
 
@@ -16,6 +18,7 @@ from .classes import names_of_config
 from .errors import InputError
 from .facts import collect, run_facts
 from .memory import memory_facts
+from .offline.told import sets_of
 from .pipeline_checks import pipeline_of
 
 DEFAULT_SIZE = (800, 1333)
@@ -56,6 +59,7 @@ def explain(
     )
     facts["input"] = {"image": list(given), "from": why, "padded": [height, width]}
     facts["pipeline"] = [str(step.get("type")) for step in _pipeline(_dataset(cfg))]
+    facts["sets"] = "; ".join(sets_of(dataset)) if dataset is not None else ""
     facts["images_seen"] = images_seen(facts)
     return facts
 
@@ -156,6 +160,8 @@ def data_at_hand(cfg: Any) -> Any:
     """The training data set; None where its files are not there."""
     try:
         return build_dataset(cfg, "") if _dataset(cfg) else None
+    except NoSet:
+        raise
     except FileNotFoundError:
         return None
 
@@ -173,6 +179,8 @@ def build_dataset(cfg: Any, name: str) -> Any:
     try:
         with redirect_stdout(io.StringIO()):  # pycocotools reports that it reads
             dataset = DATASETS.build(config)
+    except NoSet:
+        raise
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"{name}: the training data is not there: {error}; point train_dataloader.dataset at it, e.g. "
@@ -211,9 +219,10 @@ def images_seen(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
     if adversarial:
         objective = adversarial["attack"]["objective"]
         truth = "boxes and labels" if objective == "cls" else None
-        rows.append(
-            {"term": "the attack", "student": None, "teacher": geo, "ground_truth": truth, "weight": None}
-        )
+        if adversarial["attack"]["mode"] != "offline":
+            rows.append(
+                {"term": "the attack", "student": None, "teacher": geo, "ground_truth": truth, "weight": None}
+            )
         rows.append(
             {
                 "term": "kd/adv",
@@ -246,6 +255,8 @@ def render(facts: Mapping[str, Any]) -> str:
         attack = adversarial["attack"]
         lines.append(
             f"  x_adv   {'x_geo' if augment else 'x'} + delta, |delta| <= {attack['eps']:g} of 255 grey levels; never noise"
+            if "eps" in attack
+            else f"  x_adv   made before ({facts['sets'] or 'ikd-fast attack'}), loaded with x, cropped and flipped as x_geo; no noise"
         )
         lines.append(f"          {banner.attack(attack)}")
         if facts["memory"]:

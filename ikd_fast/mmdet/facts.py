@@ -62,20 +62,7 @@ def collect(
         facts["adversarial"] = {
             "beta": ikd.beta,
             "loss": rows[-1],
-            "attack": {
-                name: getattr(attack, name)
-                for name in (
-                    "mode",
-                    "eps",
-                    "step_size",
-                    "steps",
-                    "momentum",
-                    "diversity_prob",
-                    "random_start",
-                    "seed",
-                )
-            }
-            | {"objective": attack.objective_name, "teacher_gradients": attack.steps},
+            "attack": attack_facts(attack),
         }
     facts["memory"] = kept_facts(ikd.attack) if ikd.adversarial else None
     facts["augment"] = _augment(model.data_preprocessor.augment)
@@ -185,6 +172,13 @@ def _augment(augment: Any) -> dict[str, Any] | None:
     )  # fmt: skip
     rule = augment.rule if isinstance(augment.rule, str) else getattr(augment.rule, "__name__", "callable")
     return {"type": type(augment).__name__, "rule": rule} | {name: getattr(augment, name) for name in names}
+
+
+def attack_facts(attack: Any) -> dict[str, Any]:
+    """Settings of an attack; of images that were made before there are none here."""
+    names = ("mode", "eps", "step_size", "steps", "momentum", "diversity_prob", "random_start", "seed")
+    found = {name: getattr(attack, name) for name in names if hasattr(attack, name)}
+    return found | {"objective": attack.objective_name, "teacher_gradients": attack.steps}
 
 
 def kept_facts(attack: Any) -> dict[str, Any] | None:

@@ -18,6 +18,8 @@ from .augment import AdaptiveFreqAugBatch
 from .banner import log_banner
 from .classes import check_training
 from .dali.build import build_dali_loader, is_dali
+from .memory_files import MemoryHook
+from .offline.told import log_sets
 from .pipeline_checks import check_pipeline
 from .resume import KeyedResumeHook
 from .sampler import attach
@@ -57,6 +59,7 @@ class IKDHook(Hook):
         self._announce(runner, runner.iter)
         if getattr(model, "keeps_kd_state", False):
             check_pipeline(runner.train_dataloader.dataset, model.ikd.attack)
+            log_sets(runner.train_dataloader.dataset, model)
             check_training(model, runner.train_dataloader.dataset)
             memory.start(runner, model)
             log_banner(runner, model, float(self._pass))
@@ -68,6 +71,7 @@ class IKDHook(Hook):
 
     def before_train_epoch(self, runner: Runner) -> None:
         self._announce(runner, runner.iter)
+        self._settle(runner)
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         for part in self._parts:
@@ -91,6 +95,12 @@ class IKDHook(Hook):
         # loader workers, samples prefetched across the border of a pass have the last one's key, unless a KeyedSampler gave theirs.
         if not _by_epoch(runner) and self._epoch(runner, runner.iter + 1) != self._told:
             self._announce(runner, runner.iter + 1)
+            self._settle(runner)
+
+    def _settle(self, runner: Runner) -> None:
+        model = _model(runner)
+        if getattr(model, "keeps_kd_state", False) and not self._branch_is_over:
+            memory.between_epochs(model)
 
     def _epoch(self, runner: Runner, iteration: int) -> int:
         """The sampler's pass: the loop's epoch, or images seen over images there are."""
@@ -181,7 +191,7 @@ def install() -> None:
 
     def register_hooks(self: Runner, default_hooks: Any = None, custom_hooks: Any = None) -> None:
         register(self, default_hooks, custom_hooks)
-        for kind in (IKDHook, IKDCheckpointHook, KeyedResumeHook):
+        for kind in (IKDHook, IKDCheckpointHook, KeyedResumeHook, MemoryHook):
             if not any(isinstance(hook, kind) for hook in self.hooks):
                 self.register_hook(kind())
 

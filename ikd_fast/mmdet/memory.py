@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,10 +15,12 @@ import torch
 
 from ikd_fast.attack.memory import Forecast, MemorySettings, PerturbationMemory
 from ikd_fast.attack.memory.forecast import human
+from ikd_fast.attack.memory.shards import SharedStore
 
 from mmcv.image import rescale_size
 from mmengine.logging import print_log
 
+from .memory_files import join, room, settle, store_of, together, troubles
 from .pipeline_checks import fixed_resize, leaves
 from .sampler import keyed_sampler
 from .samples import image_key
@@ -46,7 +49,7 @@ def census(dataset: Any) -> Census:
     original: list[tuple[int, int]] = []
     network: list[tuple[int, int]] = []
     unknown, why, rules = 0, "", []
-    digest = np.zeros(4, dtype=np.uint64)
+    keys: list[tuple[int, tuple[int, int]]] = []
     for leaf, transforms in leaves(dataset, "train_dataloader.dataset"):
         rule, reason = fixed_resize(transforms)
         why = why or reason
@@ -54,8 +57,7 @@ def census(dataset: Any) -> Census:
             rules.append(f"{rule.scale or rule.scale_factor}{' keep_ratio' if rule.keep_ratio else ''}")
         for info in _infos(leaf):
             size = (int(info.get("height") or 0), int(info.get("width") or 0))
-            words = hashlib.blake2b(f"{image_key(info)}:{size}".encode(), digest_size=32).digest()
-            digest += np.frombuffer(words, dtype=np.uint64)
+            keys.append((image_key(info), size))
             if min(size) < 1:
                 unknown += 1
                 continue
@@ -63,8 +65,17 @@ def census(dataset: Any) -> Census:
             if rule is not None:
                 network.append(_resized(size, rule))
     sizes = {"original": original} if why else {"original": original, "network": network}
-    images = len(original) + unknown
-    return Census(sizes, unknown, f"{images} images {digest.tobytes().hex()[:16]}", why, sorted(set(rules)))
+    return Census(sizes, unknown, fingerprint(keys), why, sorted(set(rules)))
+
+
+def fingerprint(images: Iterable[tuple[int, tuple[int, int]]]) -> str:
+    """Of the (key, (H, W)) of a data set's images, in any order: how many, and a hash."""
+    digest, count = np.zeros(4, dtype=np.uint64), 0
+    for key, size in images:
+        words = hashlib.blake2b(f"{key}:{size}".encode(), digest_size=32).digest()
+        digest += np.frombuffer(words, dtype=np.uint64)
+        count += 1
+    return f"{count} images {digest.tobytes().hex()[:16]}"
 
 
 def _infos(leaf: Any) -> Iterator[dict[str, Any]]:
@@ -100,11 +111,21 @@ def choose_resolution(memory: PerturbationMemory, found: Census) -> str:
     return "original" if found.why_original else "network"
 
 
-def prepare(attack: Any, preprocessor: Any, dataset: Any, *, ranks: int = 1, shares: int = 1) -> str:
+def prepare(
+    attack: Any,
+    preprocessor: Any,
+    dataset: Any,
+    *,
+    ranks: int = 1,
+    shares: int = 1,
+    teacher: str = "",
+    work_dir: str = ".",
+) -> str:
     """Bind the attack's memory to a data set, tell the preprocessor which image is canonical, and require room.
 
     Args:
         ranks: processes of this machine, each with a memory of its own.
+        teacher: hash of the victim's weights.
         shares: ranks of all machines that share the images out for the whole run; 1: each may meet, and keep, every image.
 
     Returns:
@@ -118,13 +139,35 @@ def prepare(attack: Any, preprocessor: Any, dataset: Any, *, ranks: int = 1, sha
     found = census(dataset)
     resolution = choose_resolution(memory, found)
     preprocessor.resolution = resolution
-    settings = dict(eps=attack.eps, step=attack.step_size, momentum=attack.momentum, channels=3)
-    memory.bind(MemorySettings(**settings, data=found.fingerprint, size=_made(resolution, found)))
+    store = store_of(memory)
+    if store is not None:
+        join(store, len(found.sizes["original"]) + found.unknown, work_dir)
+    settings = dict(
+        eps=attack.eps, step=attack.step_size, momentum=attack.momentum, channels=3, objective=attack.objective_name
+    )  # fmt: skip
+    order = "rgb" if getattr(preprocessor, "_channel_conversion", False) else "bgr"
+    made = MemorySettings(
+        **settings, data=found.fingerprint, size=_made(resolution, found), teacher=teacher, order=order
+    )
+    if store is None:
+        memory.bind(made)
+    else:
+        together(lambda: memory.bind(made))
     forecast = forecast_of(memory, found, resolution)
+    if store is not None and not store.is_open:
+        return f"{describe(forecast, found.unknown, where='')}, of which none is kept"
     if not forecast.images:
         return (
             f"perturbation memory: {memory.bits} bits, stride {memory.stride}, {resolution} resolution. Its size is not known: the data "
             "set gives no width and height of its images"
+        )
+    if store is not None:
+        free = room(store)
+        together(lambda: memory.require_room(forecast, available=free) if free is not None else None)
+        text = describe(forecast, found.unknown, where="")
+        there = len(store)
+        return f"{text}, in {store.directory}" + (
+            f", which has {there} of them from an earlier run: used" if there else ""
         )
     memory.require_room(forecast, copies=ranks, share=1 / shares)
     return describe(forecast, found.unknown, ranks, shares)
@@ -151,9 +194,11 @@ def _made(resolution: str, found: Census) -> str:
     return f"network {', '.join(found.rules)}" if resolution == "network" else resolution
 
 
-def describe(forecast: Forecast, unknown: int = 0, ranks: int = 1, shares: int = 1) -> str:
-    """The forecast as it is logged; arguments as in :func:`prepare`."""
-    text = f"perturbation memory: {forecast}"
+def describe(
+    forecast: Forecast, unknown: int = 0, ranks: int = 1, shares: int = 1, where: str = " of host memory"
+) -> str:
+    """The forecast as it is logged; arguments as in :func:`prepare`, and where it is kept."""
+    text = f"perturbation memory: {forecast.told(where)}"
     if unknown:
         text += f"; {unknown} more images have no width and height in the data set and are not counted"
     if shares > 1:
@@ -174,9 +219,10 @@ def start(runner: Any, model: Any) -> None:
     loader = runner.train_dataloader
     shares = _world_size() if getattr(keyed_sampler(loader), "slots", None) else 1
     text = prepare(
-        model.ikd.attack, model.data_preprocessor, loader.dataset, ranks=_local_ranks(), shares=shares
-    )
-    if getattr(runner, "_resume", False) and len(memory.store) == 0:
+        model.ikd.attack, model.data_preprocessor, loader.dataset, ranks=_local_ranks(), shares=shares,
+        teacher=model.ikd.teacher.fingerprint()[:16], work_dir=runner.work_dir,
+    )  # fmt: skip
+    if getattr(runner, "_resume", False) and len(memory.store) == 0 and store_of(memory) is None:
         text += "\nthe run is resumed, and host memory is not in a checkpoint: every image starts anew at its next visit"
     print_log(f"ikd_fast {text}", logger="current", level=logging.INFO)
     attack, augment = model.ikd.attack, getattr(model.data_preprocessor, "augment", None)
@@ -190,15 +236,29 @@ def start(runner: Any, model: Any) -> None:
         )
 
 
+def between_epochs(model: Any) -> None:
+    """A memory of files is the same for all ranks when an epoch begins."""
+    store = store_of(memory_of(model))
+    if store is not None and model.is_active():
+        settle(store)
+
+
 def finish(model: Any, *, release: bool = False) -> None:
     """Log what the memory has done, if anything; ``release`` it where no later step will need it."""
     memory = memory_of(model)
-    if memory is None or not len(memory.store):
+    if memory is None:
         return
-    text = f"ikd_fast {memory.report()}" + (" (this rank's)" if _world_size() > 1 else "")
+    store, counts, whose = store_of(memory), None, " (this rank's)"
+    if store is not None:
+        store.sync()
+        counts, whose = sum(troubles(store), Counter()), " (visits: this rank's)"
+    if not len(memory.store) and not counts:
+        return
+    text = f"ikd_fast {memory.report(counts)}" + (whose if _world_size() > 1 else "")
     if release:
         memory.close()
-        text += "; the adversarial branch is over, and its memory is given back"
+        text += "; the adversarial branch is over, and its "
+        text += "memory is given back" if store is None or isinstance(store, SharedStore) else "files stay"
     print_log(text, logger="current", level=logging.INFO)
 
 

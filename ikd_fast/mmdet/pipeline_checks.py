@@ -29,7 +29,23 @@ _STILL = (
     "ColorTransform", "Corrupt", "CutOut", "FilterAnnotations", "LoadAnnotations", "LoadImageFromFile", "LoadProposals", "Normalize",
     "PackDetInputs", "PhotoMetricDistortion", "RandomChoice", "RandomApply", "RandomErasing", "RandomGrayscale", "RandomOrder",
     "SegRescale", "YOLOXHSVRandomAug", "Compose", "LoadEmptyAnnotations", "LoadMultiChannelImageFromFiles", "KeyedRandomness",
+    "LoadAdversarialImage",
 )  # fmt: skip
+
+# Before adversarial images are loaded: reading, one resize, nothing that moves pixels or changes them.
+_READING = (
+    "LoadImageFromFile",
+    "LoadAnnotations",
+    "LoadProposals",
+    "LoadEmptyAnnotations",
+    "FilterAnnotations",
+    *_RESIZES,
+)
+# Behind: what treats a stack of any number of channels as one image, without values of its own.
+_ANY_CHANNELS = (
+    *_RESIZES, "RandomFlip", "RandomCrop", "KeyedRandomCrop", "MinIoURandomCrop", "RandomShift", "FilterAnnotations", "PackDetInputs",
+)  # fmt: skip
+_CONTAINERS = ("KeyedRandomness", "Compose", "RandomApply", "RandomChoice", "RandomOrder")
 
 
 def check_pipeline(dataset: Any, attack: Any) -> None:
@@ -45,12 +61,45 @@ def check_pipeline(dataset: Any, attack: Any) -> None:
     """
     if attack is None:
         return
+    if attack.mode == "offline":
+        for place, transforms in _by_leaf(dataset):
+            _require_adversarial(place, transforms)
     if getattr(attack, "needs_stable_ids", False):
         _refuse_composition(list(pipeline_of(dataset, "train_dataloader.dataset")), attack)
     if getattr(attack, "needs_views", False):
         for _, transforms in leaves(dataset, "train_dataloader.dataset"):
             _refuse_unrecorded(transforms, attack)
             _require_geometry(transforms, attack)
+
+
+def _by_leaf(dataset: Any) -> Iterator[tuple[str, list[tuple[str, Any]]]]:
+    for i, (_, transforms) in enumerate(leaves(dataset, "train_dataloader.dataset")):
+        yield transforms[0][0] if transforms else f"data set {i}", transforms
+
+
+def _require_adversarial(where: str, transforms: list[tuple[str, Any]]) -> None:
+    """Raise unless adversarial images are loaded once, behind reading and resizing alone, and before what treats both as one."""
+    line = "dict(type='LoadAdversarialImage', directory=...)"
+    found = [i for i, (_, t) in enumerate(transforms) if _is(t, "LoadAdversarialImage")]
+    if len(found) != 1:
+        raise ValueError(
+            f"attack OfflineImages: expected one LoadAdversarialImage in the pipeline of {where}, found {len(found)}; write {line} behind "
+            "its Resize"
+        )
+    for place, t in transforms[: found[0]]:
+        if not _is(t, *_READING, *_CONTAINERS):
+            raise ValueError(
+                f"{place} ({type(t).__name__}) comes before LoadAdversarialImage, which puts an image that only was read and resized "
+                f"beside the one it is given: write {line} before it"
+            )
+    for place, t in transforms[found[0] + 1 :]:
+        if not _is(t, *_ANY_CHANNELS, *_CONTAINERS) and not getattr(t, "any_channels", False):
+            raise ValueError(
+                f"{place} ({type(t).__name__}) comes behind LoadAdversarialImage and is not known to treat clean and adversarial image, "
+                f"the channels 0 to 2 and 3 to 5, as one; those that do: {', '.join(sorted({*_ANY_CHANNELS}))}. Take it out "
+                "(AdaptiveFreqAug is written augment=dict(type='AdaptiveFreqAug') in the model), or, if it is yours and does, give its "
+                "class any_channels = True"
+            )
 
 
 def pipeline_of(dataset: Any, place: str) -> Iterator[tuple[str, Any]]:
@@ -121,7 +170,12 @@ def fixed_resize(transforms: list[tuple[str, Any]]) -> tuple[Any, str]:
         found = ", ".join(f"{place} ({type(t).__name__})" for place, t in resizes) or "no Resize"
         return None, f"expected one Resize, found {found}"
     place, resize = resizes[0]
-    if type(resize).__name__ != "Resize" or ".transforms[" in place:
+    # A transform that runs all of its own, always, is as good as its list.
+    always = [f"{where}.transforms[" for where, t in transforms if _is(t, "KeyedRandomness", "Compose")]
+    within = place
+    for prefix in sorted(always, key=len, reverse=True):
+        within = within.removeprefix(prefix) if within.startswith(prefix) else within
+    if type(resize).__name__ != "Resize" or ".transforms[" in within:
         return None, f"{place} is {type(resize).__name__}, which draws its scale or is not always applied"
     if moving[0][1] is not resize:
         return None, f"{moving[0][0]} ({type(moving[0][1]).__name__}) comes before the resize"

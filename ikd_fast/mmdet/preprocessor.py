@@ -90,6 +90,8 @@ class IKDDetDataPreprocessor(DetDataPreprocessor, _OnePass):
     Attributes:
         needs_views: with ``return_geo``, also return ``views``: where each image lies in the one its perturbation is kept for
             (:class:`~ikd_fast.attack.memory.View`). The distiller sets it.
+        takes_adversarial: images come with their adversarial ones behind them, as channels
+            (:class:`~ikd_fast.mmdet.LoadAdversarialImage`); ``adversarial`` is then returned too. The distiller sets it.
         resolution: that image is the file's (``"original"``) or the resized one (``"network"``); the hook sets it.
     """
 
@@ -110,6 +112,7 @@ class IKDDetDataPreprocessor(DetDataPreprocessor, _OnePass):
         self.teacher_classes = teacher_classes
         self.return_geo = return_geo
         self.needs_views = False
+        self.takes_adversarial = False
         self.resolution = "original"
         self.progress = Progress()
         self.is_active: Callable[[], bool] = _always
@@ -127,6 +130,8 @@ class IKDDetDataPreprocessor(DetDataPreprocessor, _OnePass):
         check_boxes(samples)
         plan = None
         views = self._views(samples)
+        data, adversarial = self._apart(data)
+        flips: Any = None
         if self.augment is not None and self.is_active():
             plan = plan_samples(
                 self.augment,
@@ -135,10 +140,13 @@ class IKDDetDataPreprocessor(DetDataPreprocessor, _OnePass):
                 keys,
                 self._epoch(),
             )
+            flips = tuple(plan.flip.tolist())
+            if adversarial is not None:
+                adversarial = [crop_image(image, plan, i) for i, image in enumerate(adversarial)]
             data = {
                 **data,
                 "inputs": [crop_image(image, plan, i) for i, image in enumerate(data["inputs"])],
-                "flips": tuple(plan.flip.tolist()),
+                "flips": flips,
                 "data_samples": [crop_sample(sample, plan, i) for i, sample in enumerate(samples)],
             }
         out = super().forward(data, training)
@@ -146,10 +154,32 @@ class IKDDetDataPreprocessor(DetDataPreprocessor, _OnePass):
         out["inputs"] = geo if plan is None else self._noisy(geo, out["data_samples"], plan)
         if self.return_geo:
             out.update(geo=geo, plan=plan, image_keys=keys)
+        if adversarial is not None:
+            beside = {"inputs": adversarial} if flips is None else {"inputs": adversarial, "flips": flips}
+            out["adversarial"] = _OnePass.forward(self, beside, training)["inputs"]
         if views is not None:
             out["views"] = planned_views(views, plan)
             check_sizes(out["views"], out["data_samples"])
         return out
+
+    def _apart(self, data: dict) -> tuple[dict, list[Tensor] | None]:
+        """Clean images and, where they came along and the branch is on, adversarial ones."""
+        images, expected = data["inputs"], 6 if self.takes_adversarial else 3
+        got = {len(x) for x in images if x.dim() == 3}
+        if self.takes_adversarial and got != {6}:
+            raise ValueError(
+                f"adv.attack is OfflineImages, which takes images with their adversarial ones behind them, 6 channels; got "
+                f"{sorted(got)}: write dict(type='LoadAdversarialImage', directory=...) in the train pipeline, behind its Resize"
+            )
+        if expected == 3 and got == {6}:
+            raise ValueError(
+                "the pipeline loads adversarial images (LoadAdversarialImage), and nothing takes them: write "
+                "adv=dict(attack=dict(type='OfflineImages')), or take that transform out"
+            )
+        if expected == 3:
+            return data, None
+        clean = {**data, "inputs": [x[:3] for x in images]}
+        return clean, [x[3:] for x in images] if self.is_active() else None
 
     def _views(self, samples: list[DetDataSample]) -> list[View] | None:
         if not (self.return_geo and self.needs_views and self.is_active()):

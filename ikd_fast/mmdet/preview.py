@@ -75,20 +75,23 @@ def branch_rows(model: Any, rows: Sequence[dict[str, Any]]) -> Iterator[tuple[Br
                 epoch=model.progress.require_epoch("preview"),
                 step=model.progress.step,
                 plan=data["plan"],
+                views=data.get("views"),
+                adversarial=data.get("adversarial"),
             )
             attack = model.ikd.attack
             out = model.ikd.craft(batch)
             adversarial = _rgb(model, out.images, (h, w))
-            title = f"adversarial branch: {attack.mode}, eps {attack.eps:g}"
+            radius = f", eps {attack.eps:g}" if hasattr(attack, "eps") else " images"
+            title = f"adversarial branch: {attack.mode}{radius}"
             grey = out.delta / model.ikd.units.grey_level(out.delta)
             figures["linf"] = round(float(grey.abs().amax()), 3)
-            if attack.objective_name == "cls":
+            if attack.objective_name in ("cls", "none"):
                 before, after = (_class_loss(model, x, batch) for x in (batch.geo, out.images))
                 figures.update(class_loss=before, adversarial_class_loss=after)
                 title += f"\nteacher's class loss {before:.2f} -> {after:.2f}"
         yield (
             BranchRow(
-                loaded=row["inputs"].flip(0).permute(1, 2, 0).numpy(),  # loaders read BGR
+                loaded=row["inputs"][:3].flip(0).permute(1, 2, 0).numpy(),  # loaders read BGR
                 loaded_boxes=loaded.numpy(),
                 clean=_rgb(model, data["inputs"], (h, w)),
                 boxes=target["boxes"].numpy(),

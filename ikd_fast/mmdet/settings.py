@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from ikd_fast.attack import OnlineDIFGSM
+from ikd_fast.attack import OfflineImages, OnlineDIFGSM
 from ikd_fast.losses import KDLoss
 
 from .build import model_config
@@ -76,21 +76,32 @@ class Branch(NamedTuple):
             raise TypeError(f"adv.beta must be a number, got {beta!r}")
         if loss is not None and not isinstance(loss, (KDLoss, Mapping)):
             raise TypeError(f"adv.loss must be dict(type='AdvFeatureLoss', ...), got {loss!r:.200}")
-        if not isinstance(attack, (OnlineDIFGSM, Mapping)):
+        if not isinstance(attack, (OnlineDIFGSM, OfflineImages, Mapping)):
             raise TypeError(
                 f"adv.attack must be dict(type='OnlineDIFGSM', ...), got {attack!r:.200}; for no adversarial branch write adv=None"
             )
         return cls(float(beta), attack, loss)
 
 
-def build_attack(config: OnlineDIFGSM | Mapping[str, Any], seed: int = 0) -> OnlineDIFGSM:
-    """An attack from ``dict(type="OnlineDIFGSM", ...)``; ``seed`` where it names none."""
-    if isinstance(config, OnlineDIFGSM):
+def build_attack(
+    config: OnlineDIFGSM | OfflineImages | Mapping[str, Any], seed: int = 0
+) -> OnlineDIFGSM | OfflineImages:
+    """An attack from ``dict(type="OnlineDIFGSM", ...)``, or ``dict(type="OfflineImages")``; ``seed`` where it names none."""
+    if isinstance(config, (OnlineDIFGSM, OfflineImages)):
         return config
     config = dict(config)
     kind = config.pop("type", "OnlineDIFGSM")
+    if kind in ("OfflineImages", OfflineImages):
+        if config:
+            raise TypeError(
+                f"adv.attack: OfflineImages has no parameter {sorted(config)}: how the images were made is with them, and where they are "
+                "says LoadAdversarialImage in the train pipeline"
+            )
+        return OfflineImages()
     if kind not in ("OnlineDIFGSM", OnlineDIFGSM):
-        raise ValueError(f"adv.attack must be dict(type='OnlineDIFGSM', ...), got type={kind!r}")
+        raise ValueError(
+            f"adv.attack must be dict(type='OnlineDIFGSM', ...) or dict(type='OfflineImages'), got type={kind!r}"
+        )
     check_parameters(OnlineDIFGSM, config, "adv.attack")
     return OnlineDIFGSM(**{"seed": seed, **config})
 

@@ -81,6 +81,7 @@ class DetectorSubject:
         include_rpn: bool = False,
     ) -> None:
         self.teacher, self.dataset, self.indices, self.batch = teacher, dataset, list(indices), batch
+        self.model = dict(model)
         self.net: Any = teacher.to(device).net
         self.victim = DetectorVictim(teacher, include_rpn=include_rpn)
         self.units, turned, self.divisor = preprocessor_facts(model)
@@ -208,7 +209,7 @@ def build_subject(
             f"{name}: the test set has no images; check ann_file, data_prefix, metainfo's classes and filter_cfg of "
             "test_dataloader.dataset"
         )
-    _check_classes(teacher, dataset, name)
+    check_classes(teacher, dataset, name)
     count = min(images, len(dataset))
     indices = [i * len(dataset) // count for i in range(count)]
     if not any(dataset.get_data_info(i).get("instances") for i in indices):
@@ -282,18 +283,19 @@ def test_set(cfg: Any, name: str) -> tuple[Any, dict[str, Any]]:
     return dataset, metric
 
 
-def _check_classes(teacher: FrozenTeacher, dataset: Any, name: str) -> None:
+def check_classes(teacher: FrozenTeacher, dataset: Any, name: str, split: str = "test") -> None:
+    """Raise where a label of the data set means nothing, or another class, to the teacher."""
     names = names_of_data(dataset)
     if not names:
         raise InputError(
-            f"{name}: the test set names no classes, so nothing says what its labels mean; write metainfo=dict(classes=(...)) in "
-            "test_dataloader.dataset"
+            f"{name}: the {split} set names no classes, so nothing says what its labels mean; write metainfo=dict(classes=(...)) in "
+            f"{split}_dataloader.dataset"
         )
     known = num_classes(teacher.net)
     for classes in names:
         if known is not None and known < len(classes):
             raise InputError(
-                f"{name}: the test set has {len(classes)} classes, the teacher {known}; labels beyond its own have no class loss"
+                f"{name}: the {split} set has {len(classes)} classes, the teacher {known}; labels beyond its own have no class loss"
             )
         problem = (
             None

@@ -17,18 +17,21 @@ import torch
 pytest.importorskip("mmengine", reason="needs the mmdet extra: pip install 'ikd_fast[mmdet]'")
 
 from ikd_fast.dali.steps import run, table
+from ikd_fast.mmdet import LoadAdversarialImage
 from ikd_fast.mmdet.dali.build import is_dali
 from ikd_fast.mmdet.dali.host_transforms import RECORD, host_transforms
 from ikd_fast.mmdet.dali.source import prepare
 from tests.configs.reduced import HOME, IKD, load
 
-from mmdet.registry import DATASETS
+from mmdet.registry import DATASETS, TRANSFORMS
 from mmdet.utils import register_all_modules
 from mmengine.config import Config, ConfigDict
 from mmengine.dataset import Compose
 
 pytestmark = pytest.mark.configs
 FRAGMENT = HOME / "_base_" / "dali_loader.py"
+STORED = "demo/fgd_ikd_offline"
+"""Reads a second image, which the loader refuses."""
 MIXING = "retinanet_x101-64x4d_r50_fgd_copypaste_noflip_2x_coco"
 DEMO = [path.stem for path in sorted((HOME / "demo").glob("*.py"))]
 NAMES = [*(f"ikd/{name}" for name in IKD), *(f"demo/{name}" for name in DEMO)]
@@ -94,7 +97,7 @@ def test_the_pipeline_without_pixels_gives_what_the_pipeline_gives(coco80_root: 
     """Once for each data set that the configs have; most share theirs."""
     found: dict[str, Config] = {}
     for name in NAMES:
-        if name != f"ikd/{MIXING}":
+        if name not in (f"ikd/{MIXING}", STORED):
             cfg = with_dali(name, tmp_path)
             found.setdefault(json.dumps(cfg.train_dataloader.dataset.to_dict(), sort_keys=True), cfg)
     assert len(found) == 4  # with and without masks, without flips, the demo's crops
@@ -121,6 +124,22 @@ def check(a: dict, b: dict) -> None:
         assert torch.equal(*masks)
     for item in one.metainfo:
         assert np.array_equal(one.metainfo[item], two.metainfo[item]), item
+
+
+def test_images_made_before_are_refused_by_name(tmp_path: Path) -> None:
+    register_all_modules(init_default_scope=True)
+    steps = with_dali(STORED, tmp_path).train_dataloader.dataset.pipeline
+    at = [step["type"] for step in steps].index("LoadAdversarialImage")
+    # The transform itself wants a set that is there.
+    built = [
+        LoadAdversarialImage.__new__(LoadAdversarialImage) if i == at else TRANSFORMS.build(step)
+        for i, step in enumerate(steps)
+    ]
+    with pytest.raises(
+        ValueError,
+        match=rf"pipeline\[{at}\] is LoadAdversarialImage, which DALI's graph has no counterpart for",
+    ):
+        host_transforms(built)
 
 
 def test_copy_paste_is_refused_by_name(coco80_root: Path, tmp_path: Path) -> None:

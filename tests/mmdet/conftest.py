@@ -44,12 +44,11 @@ def draw(i: int) -> tuple[np.ndarray, list[list[float]]]:
     return image, boxes
 
 
-@pytest.fixture(scope="session")
-def coco_root(tmp_path_factory) -> Path:
+def write_coco(root: Path) -> Path:
+    """The set of :func:`coco_root`, in a folder of one's own."""
     import cv2
 
-    root = tmp_path_factory.mktemp("coco")
-    (root / "images").mkdir()
+    (root / "images").mkdir(parents=True)
     images, annotations = [], []
     for i in range(IMAGES):
         image, boxes = draw(i)
@@ -71,6 +70,11 @@ def coco_root(tmp_path_factory) -> Path:
         json.dumps(dict(images=images, annotations=annotations, categories=[dict(id=1, name="box")]))
     )
     return root
+
+
+@pytest.fixture(scope="session")
+def coco_root(tmp_path_factory) -> Path:
+    return write_coco(tmp_path_factory.mktemp("coco"))
 
 
 def retinanet(channels: int = 8, classes: int = 1, **preprocessor) -> dict:

@@ -27,6 +27,8 @@ def test_builds_and_makes_a_step(name):
         inputs=[torch.full((3, 64, 64), 90 + 20 * i, dtype=torch.uint8) for i in range(2)],
         data_samples=samples,
     )
+    if "adv" in model and model.adv.attack.type == "OfflineImages":
+        data["inputs"] = [torch.cat([x, x + 8]) for x in data["inputs"]]
     if hasattr(net, "set_progress"):
         net.set_progress(0, 0)
         net.set_total_steps(100)

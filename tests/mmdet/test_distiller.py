@@ -265,7 +265,7 @@ def test_errors_name_cause_and_remedy(tmp_path):
         build(student=retinanet(classes=3))
     with pytest.raises(FileNotFoundError, match="teacher_config: no file ./nowhere.py"):
         build(teacher_config="./nowhere.py")
-    with pytest.raises(FileNotFoundError, match="ikd_fast ships no such file; it ships"):
+    with pytest.raises(FileNotFoundError, match="ikd_fast ships no such file; did you mean ikd_fast::demo/"):
         build(teacher_config="ikd_fast::demo/nothing.py")
     model = build()
     with pytest.raises(

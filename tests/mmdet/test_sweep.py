@@ -147,6 +147,18 @@ def test_settings_of_a_grid() -> None:
         numbers("--beta", "1e-5,a")
 
 
+def test_images_made_before_leave_beta_to_sweep() -> None:
+    model = dict(type="IKDDistiller", adv=dict(beta=1e-5, attack=dict(type="OfflineImages")))
+    found = grid.grid(model, betas=[1e-6, 1e-5], baseline=False)
+    assert [(s.mode, s.eps, s.beta) for s in found] == [("offline", 0, 1e-6), ("offline", 0, 1e-5)]
+    assert grid.attack_of(model, found[0]) == dict(type="OfflineImages")
+    assert grid.Setting.named(found[0].name) == found[0]
+    assert found[1].title == "images made before, beta 1e-05"
+    for more in (dict(eps=[4]), dict(modes=["single"]), dict(baseline=True)):
+        with pytest.raises(InputError, match="only --beta and --seeds can be swept"):
+            grid.grid(model, **{"baseline": False, **more})
+
+
 def test_a_repeat_moves_every_seed_and_nothing_else(coco_root) -> None:
     crop = dict(type="KeyedRandomCrop", size=32, seed=5)
     plain = with_ikd(

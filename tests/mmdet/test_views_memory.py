@@ -291,12 +291,14 @@ def test_a_resumed_run_starts_empty_and_says_so(coco_root, monkeypatch):
     attack = OnlineDIFGSM("carry")
     loader = SimpleNamespace(dataset=dataset_of(coco_root))
     model = SimpleNamespace(
-        ikd=SimpleNamespace(attack=attack, adversarial=True),
+        ikd=SimpleNamespace(
+            attack=attack, adversarial=True, teacher=SimpleNamespace(fingerprint=lambda: "0" * 64)
+        ),
         data_preprocessor=Preprocessor(),
         is_active=lambda: True,
     )
     for resumed in (False, True):
-        start(SimpleNamespace(train_dataloader=loader, _resume=resumed), model)
+        start(SimpleNamespace(train_dataloader=loader, _resume=resumed, work_dir="."), model)
     assert ["host memory is not in a checkpoint: every image starts anew" in text for text in said] == [
         False,
         True,

@@ -4,10 +4,11 @@ from .forecast import Forecast, record_bytes
 from .memory import PerturbationMemory, build_memory
 from .record import MemorySettings, Record
 from .room import available_bytes
+from .shards import DirectoryStore, SharedStore
 from .store import HostStore, Store
 from .view import View
 
 __all__ = [
-    "Forecast", "HostStore", "MemorySettings", "PerturbationMemory", "Record", "Store", "View", "available_bytes", "build_memory",
-    "record_bytes",
+    "DirectoryStore", "Forecast", "HostStore", "MemorySettings", "PerturbationMemory", "Record", "SharedStore", "Store", "View",
+    "available_bytes", "build_memory", "record_bytes",
 ]  # fmt: skip

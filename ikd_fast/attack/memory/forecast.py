@@ -46,8 +46,12 @@ class Forecast:
         return self.bytes / self.images if self.images else 0.0
 
     def __str__(self) -> str:
+        return self.told(" of host memory")
+
+    def told(self, where: str = "") -> str:
+        """In a line; ``where`` follows the bytes."""
         return (
-            f"{self.images} images x {human(self.per_image)} = {human(self.bytes)} of host memory ({self.bits} bits, stride "
+            f"{self.images} images x {human(self.per_image)} = {human(self.bytes)}{where} ({self.bits} bits, stride "
             f"{self.stride}, {self.resolution} resolution)"
         )
 

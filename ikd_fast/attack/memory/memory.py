@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,6 +16,9 @@ from ikd_fast.kernels.reference.delta_codes import DeltaCodes
 from .forecast import BITS, STRIDES, Forecast, forecast, human
 from .record import MemorySettings, Record, differences
 from .room import available_bytes
+from .seed import Seed
+from .shards import DirectoryStore, SharedStore
+from .shards.layout import Unreadable
 from .store import HostStore, Store
 from .view import View
 
@@ -38,6 +43,7 @@ class PerturbationMemory:
         resolution: ``"network"``, ``"original"``, or ``"auto"``: network where the pipeline allows it, else original.
         store: where records are kept; default :class:`HostStore`.
         max_bytes: a limit below that of the machine. Records beyond it raise ``MemoryError``.
+        seed_from: folder of ``ikd-fast attack ... --packed``: an image that the memory does not know starts from there, if it is there.
 
     >>> memory = PerturbationMemory(bits=4)
     >>> codes = memory.bind(MemorySettings(eps=8, step=2))
@@ -60,6 +66,7 @@ class PerturbationMemory:
         resolution: str = "auto",
         store: Store | None = None,
         max_bytes: int | None = None,
+        seed_from: str | os.PathLike[str] | None = None,
     ) -> None:
         for name, value, valid in (
             ("bits", bits, BITS),
@@ -72,11 +79,13 @@ class PerturbationMemory:
             raise ValueError(
                 f"max_bytes must be a number of bytes above 0, e.g. 16 * 2**30, or None, got {max_bytes!r}"
             )
-        if store is not None and not isinstance(store, Store):
+        # A protocol's check reads its attributes, and a store of files opens when it is asked for its settings.
+        if store is not None and not isinstance(store, (DirectoryStore, Store)):
             raise TypeError(f"store must be a backend such as HostStore(), or None, got {store!r}")
         self.bits, self.stride, self.resolution = bits, stride, resolution
         self.store: Store = HostStore() if store is None else store
         self.max_bytes = max_bytes
+        self.seed = None if seed_from is None else Seed(seed_from, stride)
         self.settings: MemorySettings | None = None
         self._codes: DeltaCodes | None = None
         self._counts: Counter[str] = Counter()
@@ -104,14 +113,17 @@ class PerturbationMemory:
         if there is not None:
             differ = differences(there, now)
             if differ:
+                place = f", {self.store.directory}," if isinstance(self.store, DirectoryStore) else ""
                 raise ValueError(
-                    f"this perturbation memory was made for other settings ({'; '.join(differ)}): its perturbations are not this run's. "
-                    "Give this run a memory of its own, or the settings it was made with"
+                    f"this perturbation memory{place} was made for other settings ({'; '.join(differ)}): its perturbations are not "
+                    "this run's. Give this run a memory of its own, or the settings it was made with"
                 )
             now = {name: there.get(name) if value == "" else value for name, value in now.items()}
         self._codes = DeltaCodes.of(settings.eps, settings.step, self.bits)
         self.store.settings = now
-        self.settings = MemorySettings(**{name: now[name] for name in settings.as_dict()})
+        self.settings = MemorySettings(**{name: now.get(name, "") for name in settings.as_dict()})
+        if self.seed is not None:
+            self.seed.check(self.settings)
         return self._codes
 
     def fetch(
@@ -137,8 +149,29 @@ class PerturbationMemory:
                     stacklevel=2,
                 )
             return None
+        if record is None and self.seed is not None:
+            return self._seeded(id, view, device)
         self._counts["unknown" if record is None else "hits"] += 1
         return record
+
+    def _seeded(self, id: int, view: View, device: torch.device) -> Record | None:
+        settings, codes = self._bound()
+        assert self.seed is not None
+        try:
+            record = self.seed.record(id, codes, settings)
+        except (Unreadable, OSError) as error:
+            self._counts["damaged seeds"] += 1
+            if self._counts["damaged seeds"] == 1:
+                text = f"{self.seed.set.directory}: {error}; that image starts at random. Such are counted"
+                warnings.warn(text, stacklevel=2)
+            record = None
+        if record is None or record.size != view.canonical:
+            self._counts["unknown" if record is None else "resized"] += 1
+            return None
+        self._counts["seeded"] += 1
+        self.put(id, record)
+        velocity = None if record.velocity is None else record.velocity.to(device)
+        return replace(record, delta=record.delta.to(device), velocity=velocity)
 
     def put(self, id: int, record: Record) -> None:
         """Keep an image's record, in place of the one that was there.
@@ -256,18 +289,27 @@ class PerturbationMemory:
 
     @property
     def counters(self) -> dict[str, int]:
-        """``hits``; cold starts: ``unknown`` ids, ``resized`` images; ``stored`` puts; ``images`` and ``bytes`` that are kept."""
-        counts = {name: self._counts[name] for name in ("hits", "unknown", "resized", "stored")}
+        """``hits``; cold starts: ``unknown`` ids, ``resized`` images; ``stored`` puts; ``images`` and ``bytes`` that are kept; with
+        ``seed_from``, ``seeded`` images."""
+        names = ("hits", "unknown", "resized", "stored", *(["seeded"] if self.seed is not None else []))
+        counts = {name: self._counts[name] for name in names}
         return counts | {"images": len(self.store), "bytes": self.store.nbytes}
 
-    def report(self) -> str:
-        """The counters in a line."""
+    def report(self, troubles: Mapping[str, int] | None = None) -> str:
+        """The counters in a line. ``troubles``: of the store's records, by kind; default: what it counted."""
         c = self.counters
-        visits = c["hits"] + c["unknown"] + c["resized"]
-        return (
-            f"perturbation memory: {c['images']} images, {human(c['bytes'])} of host memory; {c['hits']} of {visits} visits had a "
+        seeded = c.get("seeded", 0)
+        visits = c["hits"] + c["unknown"] + c["resized"] + seeded
+        where = getattr(self.store, "directory", "host memory")
+        text = (
+            f"perturbation memory: {c['images']} images, {human(c['bytes'])} of {where}; {c['hits']} of {visits} visits had a "
             f"perturbation, {c['unknown']} cold starts of unknown images, {c['resized']} of images whose size had changed"
         )
+        text += f", {seeded} seeded" if seeded else ""
+        text += f", {self._counts['damaged seeds']} damaged seeds" if self._counts["damaged seeds"] else ""
+        found = getattr(self.store, "counts", {}) if troubles is None else troubles
+        told = [f"{count} {what}" for what, count in sorted(found.items()) if count]
+        return text + (f"; records {', '.join(told)}" if told else "")
 
     def close(self) -> None:
         """Forget every record."""
@@ -294,8 +336,17 @@ def build_memory(memory: PerturbationMemory | Mapping[str, Any] | None) -> Pertu
         )
     kwargs = dict(memory)
     kwargs.pop("type", None)
-    valid = ("bits", "stride", "resolution", "store", "max_bytes")
+    valid = ("bits", "stride", "resolution", "store", "max_bytes", "directory", "shared", "seed_from")
     wrong = sorted(set(kwargs) - set(valid))
     if wrong:
         raise ValueError(f"memory has no setting {wrong}: valid ones are {list(valid)}")
+    directory, shared = kwargs.pop("directory", None), kwargs.pop("shared", False)
+    if sum((directory is not None, bool(shared), kwargs.get("store") is not None)) > 1:
+        raise ValueError(
+            f"memory is kept in one place: give one of directory, shared and store, got {dict(memory)}"
+        )
+    if directory is not None:
+        kwargs["store"] = DirectoryStore(directory)
+    elif shared:
+        kwargs["store"] = SharedStore()
     return PerturbationMemory(**kwargs)

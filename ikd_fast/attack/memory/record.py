@@ -44,6 +44,8 @@ class MemorySettings:
         data: fingerprint of the data set; ``""``: not said, agrees with any.
         size: how canonical sizes come about (``"original"``, ``"network 1333x800"``); ``""``: not said.
         objective: what is climbed; ``""``: not said.
+        teacher: hash of the victim's weights; ``""``: not said.
+        order: of the channels, ``"rgb"`` or ``"bgr"``; ``""``: not said.
     """
 
     eps: float
@@ -53,6 +55,8 @@ class MemorySettings:
     data: str = ""
     size: str = ""
     objective: str = ""
+    teacher: str = ""
+    order: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         return {field.name: getattr(self, field.name) for field in fields(self)}

@@ -9,9 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ikd_fast.attack import OfflineImages
 from ikd_fast.mmdet.errors import InputError
 from ikd_fast.mmdet.settings import Branch, build_attack
 
+OFFLINE = "offline"
 KEPT = ("type", "objective", "targeted", "seed")
 """What an attack keeps from the config where the sweep gives it another mode: all else belongs to the mode."""
 
@@ -45,6 +47,8 @@ class Setting:
     def title(self) -> str:
         if self.mode is None:
             return "no adversarial branch"
+        if self.mode == OFFLINE:
+            return f"images made before, beta {self.beta:g}"
         return f"{self.mode}, eps {self.eps:g}, beta {self.beta:g}"
 
 
@@ -69,7 +73,14 @@ def grid(
     branch = Branch.of(model.get("adv") if model.get("adv") is not None else {})
     own = build_attack(branch.attack)
     settings = [Setting()] if baseline else []
-    combinations = itertools.product(modes or [own.mode], eps or [own.eps], betas or [branch.beta])
+    if isinstance(own, OfflineImages) and (baseline or eps or list(modes) not in ([], [OFFLINE])):
+        raise InputError(
+            "the config trains on adversarial images made before (OfflineImages, LoadAdversarialImage): only --beta and --seeds can "
+            "be swept; write --no-baseline, and no --eps or --mode",
+            usage=True,
+        )
+    radii = [0.0] if isinstance(own, OfflineImages) else eps or [own.eps]
+    combinations = itertools.product(modes or [own.mode], radii, betas or [branch.beta])
     for mode, radius, beta in combinations:
         setting = Setting(mode, float(radius), float(beta))
         if not beta > 0:
@@ -89,6 +100,8 @@ def attack_of(model: Mapping[str, Any], setting: Setting) -> dict[str, Any]:
     """The config's attack with the setting's mode and eps. A step size scales with eps; another mode has its own defaults."""
     given = dict((model.get("adv") or {}).get("attack") or {})
     own = build_attack(given)
+    if isinstance(own, OfflineImages):
+        return given
     if setting.mode != own.mode:
         given = {key: value for key, value in given.items() if key in KEPT}
     elif given.get("step_size") is not None:

@@ -1,0 +1,1 @@
+"""Adversarial images of a training set, made before training."""
