@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from .compat import activate
+from .compat.distributed import leaving_together
 from .compat.environment import package_folder
 
 USAGE = """usage: python -m ikd_fast.mmdet SCRIPT [ARGS...]
@@ -57,7 +58,8 @@ def main() -> None:
     sys.argv = [str(script), *arguments[1:]]
     if not getattr(sys.flags, "safe_path", False):
         sys.path[0] = str(script.resolve().parent)
-    runpy.run_path(str(script), run_name="__main__")
+    with leaving_together():
+        runpy.run_path(str(script), run_name="__main__")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .compat import activate
+from .compat.distributed import leaving_together
 from .errors import InputError
 
 if TYPE_CHECKING:
@@ -74,7 +75,8 @@ def load_config(config: Path, *, work_dir: Path | None, options: Sequence[str], 
 def train(cfg: Any, *, resume: bool = False) -> None:
     """Train ``cfg``; ``resume``: from the work directory's latest checkpoint, or from ``load_from`` where that is set."""
     check_visualizer(cfg)
-    _runner(cfg, resume=resume).train()
+    with leaving_together():
+        _runner(cfg, resume=resume).train()
 
 
 def check_visualizer(cfg: Any) -> None:
@@ -103,9 +105,10 @@ def test(cfg: Any, checkpoint: Path) -> dict[str, Any]:
 
     weights = student_weights(read_checkpoint(checkpoint))
     cfg.load_from = str(checkpoint)
-    runner = _runner(cfg, resume=False)
-    _check_fit(runner.model, weights, checkpoint)
-    return runner.test()
+    with leaving_together():
+        runner = _runner(cfg, resume=False)
+        _check_fit(runner.model, weights, checkpoint)
+        return runner.test()
 
 
 def _check_fit(model: Any, weights: dict[str, Tensor], checkpoint: Path) -> None:

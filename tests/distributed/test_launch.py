@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import subprocess
 import sys
@@ -69,6 +70,75 @@ def test_train_under_torchrun(config, tmp_path, command):
     assert (checkpoint["ikd_sampler"]["world_size"], checkpoint["ikd_sampler"]["batches"]) == (2, 0)
     # The metric gathers both ranks' detections and is printed by the first.
     assert done.stdout.count("Average Recall     (AR) @[ IoU=0.50:0.95 | area=   all | maxDets=100 ]") == 1
+
+
+LEAVER = """
+import sys
+import torch
+import torch.distributed as dist
+from ikd_fast.mmdet.compat.distributed import leaving_together
+
+rank, port, wrapped = map(int, sys.argv[1:])
+with leaving_together():
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    if wrapped:
+        # holds on to the process group: destroying that does not end its threads
+        module = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(3, 3))
+        module(torch.ones(2, 3)).sum().backward()
+    dist.barrier()
+    sys.setswitchinterval(1000)
+    tensor = torch.ones(3)
+    tensor.kept = "by gloo's thread, until it gets the interpreter"
+    work = dist.all_reduce(tensor, async_op=True)
+    del tensor, work
+    sum(range(20_000_000))  # the collective ends meanwhile, and its thread waits
+assert not dist.is_initialized()
+"""
+"""Where nobody waits for gloo's threads one of the two or both end by SIGABRT, most of the times."""
+
+
+def _leave(wrapped):
+    port = free_port()
+    command = [sys.executable, "-W", "ignore", "-c", LEAVER]
+    processes = [
+        subprocess.Popen([*command, *map(str, (rank, port, wrapped))], stderr=subprocess.PIPE, text=True)
+        for rank in (0, 1)
+    ]
+    try:
+        return [(process.communicate(timeout=60)[1], process.returncode) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+
+
+@pytest.mark.parametrize("wrapped", [0, 1], ids=["plain", "DistributedDataParallel"])
+def test_processes_end_only_when_gloo_has_given_back_the_last_tensors(wrapped):
+    for said, code in _leave(wrapped):
+        assert code == 0, said
+
+
+def test_own_process_groups_are_left_alone_and_errors_wait_for_nobody(monkeypatch):
+    state = {"joined": True}
+    called = []
+    monkeypatch.setattr(distributed.dist, "is_initialized", lambda: state["joined"])
+    monkeypatch.setattr(distributed.dist, "get_backend", lambda: state["backend"])
+    monkeypatch.setattr(distributed.dist, "barrier", lambda: called.append("barrier"))
+    monkeypatch.setattr(distributed.dist, "destroy_process_group", lambda: called.append("destroy"))
+
+    with distributed.leaving_together():
+        pass
+    for backend, error in (("nccl", None), ("gloo", ValueError)):
+        state["joined"] = False
+        with contextlib.suppress(ValueError), distributed.leaving_together():
+            state |= dict(joined=True, backend=backend)
+            if error is not None:
+                raise error
+    assert called == []
+
+    state["joined"] = False
+    with distributed.leaving_together():
+        state |= dict(joined=True, backend="gloo")
+    assert called == ["barrier", "destroy"]
 
 
 def test_nccl_by_name_is_an_error_with_the_line_to_write(config):

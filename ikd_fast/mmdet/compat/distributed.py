@@ -7,9 +7,12 @@ device's number. Where torch sees a GPU (or mmengine another accelerator) both a
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 _MARK = "_ikd_fast"
 
@@ -40,6 +43,25 @@ def check_backend(backend: str) -> None:
         )
 
 
+def _joined() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+@contextmanager
+def leaving_together() -> Iterator[None]:
+    """Leave the gloo process group that was made inside, once every process has come to the end without an error.
+
+    gloo's threads need the interpreter to give up the tensors of the last collective; one that asks while Python ends aborts the
+    process ("terminate called without an active exception"). They do it while ``barrier`` waits. After an error the others may
+    never come to a barrier, so there is none; one's own process group is one's own to leave.
+    """
+    before = _joined()
+    yield
+    if not before and _joined() and dist.get_backend() == "gloo":
+        dist.barrier()
+        dist.destroy_process_group()
+
+
 def install() -> None:
     """Patch the launcher and ``MMDistributedDataParallel``; idempotent. Both look for devices when they are called."""
     from mmengine.dist import utils
@@ -54,7 +76,7 @@ def install() -> None:
                 launch(backend, init_backend=init_backend, **kwargs)
                 return
             check_backend(backend)
-            torch.distributed.init_process_group(backend=backend, **kwargs)
+            dist.init_process_group(backend=backend, **kwargs)
 
         setattr(init_dist_pytorch, _MARK, True)
         utils._init_dist_pytorch = init_dist_pytorch
