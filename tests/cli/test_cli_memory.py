@@ -12,7 +12,7 @@ import torch
 
 from ikd_fast.attack.memory import MemorySettings, PerturbationMemory, Record
 from ikd_fast.attack.memory.shards import DirectoryStore
-from ikd_fast.attack.memory.shards.layout import HEAD_BYTES, RECORD_HEAD, UNIT, slot_of
+from ikd_fast.attack.memory.shards.layout import HEAD_BYTES, RECORD_HEAD, UNIT, place_of, slot_of
 
 SHARDS, CAPACITY = 2, 256
 SIDE = 40
@@ -73,6 +73,7 @@ def test_what_it_holds(ikd, directory) -> None:
         "bytes": 3 * SLOT,
         "file_bytes": files(directory),
         "shards": SHARDS,
+        "foreign": [],
         "set_aside": [],
         "visits": {"mean": 3.0, "most": 5},
         "steps": {"first": 10, "last": 30},
@@ -110,16 +111,50 @@ def test_verify(ikd, directory) -> None:
     assert f"    {line}" in text.stdout.splitlines()
 
 
-def test_verify_counts_a_shard_that_is_none(ikd, directory) -> None:
-    (directory / "0001.ikdmem").write_bytes(b"GIF89a" * 3000)
+def contents(where: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in where.iterdir() if path.name != "lock"}
+
+
+def forget(where: Path, id: int) -> None:
+    """Let an image's entry refer to a slot outside the file."""
+    store = reopened(where)
+    store.shards_open[id % SHARDS]._index.replace(id, place_of(1 << 20, 1))
+    store.close()
+
+
+@pytest.mark.parametrize("damage", ["foreign", "empty", "missing", "flipped", "elsewhere"])
+def test_looking_changes_nothing(ikd, directory, damage: str) -> None:
+    odd = directory / "0001.ikdmem"
+    line = {
+        "foreign": f"{odd}: no shard of a perturbation memory",
+        "empty": f"{odd}: no shard of a perturbation memory",
+        "flipped": "0001.ikdmem: record of image 3: its checksum differs",
+        "elsewhere": "0001.ikdmem: record of image 3: ",
+    }.get(damage)
+    if damage == "foreign":
+        odd.write_bytes(b"GIF89a" * 3000)
+    elif damage == "empty":
+        odd.write_bytes(b"")
+    elif damage == "missing":
+        odd.unlink()
+    elif damage == "flipped":
+        flip(directory, 3)
+    else:
+        forget(directory, 3)
+    before = contents(directory)
+
+    told = json.loads(ikd("memory", directory, "--json").stdout)
+    of_file = damage in ("foreign", "empty")
+    assert len(told["foreign"]) == of_file
+    assert told["images"] == (3 if damage == "flipped" else 2)
+    assert told["set_aside"] == []
     found = ikd("memory", directory, "--verify", "--json")
     told = json.loads(found.stdout)
-    assert found.exit_code == 1
-    assert (told["whole"], told["count"]) == (2, 1)
-    assert "0001.ikdmem" in told["damaged"][0]
-    (aside,) = directory.glob("0001.ikdmem.*.aside")
-    assert aside.read_bytes() == b"GIF89a" * 3000
-    assert json.loads(ikd("memory", directory, "--json").stdout)["set_aside"] == [aside.name]
+    assert (told["whole"], told["count"], len(told["damaged"])) == (2, line is not None, line is not None)
+    assert found.exit_code == (line is not None)
+    if line is not None:
+        assert told["damaged"][0].startswith(line)
+    assert contents(directory) == before
 
 
 def test_compact_gives_room_back_and_drops_what_is_damaged(ikd, directory) -> None:

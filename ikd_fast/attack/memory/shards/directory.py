@@ -54,6 +54,11 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_in_a_fork)
 
 
+def shard_file(directory: Path, manifest: Manifest, number: int) -> tuple[Path, ShardHead]:
+    """Where a shard is, and what it is to be."""
+    return directory / f"{number:04d}{SUFFIX}", ShardHead(manifest.capacity, number, manifest.shards)
+
+
 @dataclass(frozen=True)
 class _Copied(Record):
     """A record whose copy to the host may still run."""
@@ -165,8 +170,7 @@ class DirectoryStore:
         return bool(self._shards)
 
     def _open_shard(self, manifest: Manifest, number: int, first: bool) -> Shard:
-        path = self.directory / f"{number:04d}{SUFFIX}"
-        head = ShardHead(manifest.capacity, number, manifest.shards)
+        path, head = shard_file(self.directory, manifest, number)
         try:
             return Shard(path, head)
         except Unreadable as error:

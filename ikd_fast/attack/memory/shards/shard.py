@@ -44,19 +44,20 @@ class Shard:
     Args:
         path: the file; made if it is not there.
         head: what it is to be.
+        new: whether it may be made; without it an empty one is no shard either.
 
     Raises:
         Unreadable: the file is something else: foreign, damaged, of another version or size.
         OSError: it cannot be opened, or made.
     """
 
-    def __init__(self, path: Path, head: ShardHead) -> None:
+    def __init__(self, path: Path, head: ShardHead, *, new: bool = True) -> None:
         self.path = path
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if new else 0), 0o644)
         try:
             self._locks = RangeLock(self._fd)
             with self._locks.held(0):
-                self.head = self._prepare(head)
+                self.head = self._prepare(head, new)
             self._map = mmap.mmap(self._fd, self.head.data_start)
         except BaseException:
             os.close(self._fd)
@@ -64,9 +65,9 @@ class Shard:
         self._index = Index(self._map, self.head, self._locks)
         self._spares = Spares()
 
-    def _prepare(self, head: ShardHead) -> ShardHead:
+    def _prepare(self, head: ShardHead, new: bool) -> ShardHead:
         size = os.fstat(self._fd).st_size
-        if size == 0:
+        if size == 0 and new:
             # Room first: a mapping of what the disk does not have is a signal later.
             try:
                 os.posix_fallocate(self._fd, 0, head.data_start)

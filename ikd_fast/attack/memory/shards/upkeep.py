@@ -3,40 +3,58 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+import uuid
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ikd_fast.attack.memory.forecast import human
 
-from .directory import SUFFIX, DirectoryStore
+from .directory import SUFFIX, DirectoryStore, shard_file
 from .layout import Unreadable
 from .manifest import NAME, Manifest
+from .run_lock import RunLock
+from .shard import Shard
 
-CPU = torch.device("cpu")
+
+@dataclass(frozen=True)
+class Looked:
+    """A memory's files as they are: its ``shards``, and a line for each file that is to be one and is ``foreign``."""
+
+    manifest: Manifest
+    shards: list[Shard]
+    foreign: list[str]
+
+
+def manifest_of(directory: Path) -> Manifest:
+    """Of a memory that is there.
+
+    Raises:
+        ValueError: there is none, or its manifest cannot be read.
+    """
+    if not directory.exists():
+        raise ValueError(f"{directory}: no such directory")
+    if not directory.is_dir():
+        raise ValueError(f"{directory}: expected a directory of kept perturbations, got a file")
+    manifest = Manifest.read(directory)
+    if manifest is None:
+        raise ValueError(f"{directory}: expected a perturbation memory, a directory with {NAME}")
+    return manifest
 
 
 @contextmanager
-def opened(directory: Path, say: Callable[[str], None] | None = None) -> Iterator[DirectoryStore]:
-    """A memory that is there, for this process alone. What is no shard is set aside, and ``say`` told.
+def opened(directory: Path) -> Iterator[DirectoryStore]:
+    """A memory that is there, for this process alone and put in order: what is no shard is set aside.
 
     Raises:
         ValueError: there is none.
         RuntimeError: a run is using it.
         OSError: it cannot be opened.
     """
-    if not directory.exists():
-        raise ValueError(f"{directory}: no such directory")
-    if not directory.is_dir():
-        raise ValueError(f"{directory}: expected a directory of kept perturbations, got a file")
-    if Manifest.read(directory) is None:
-        raise ValueError(f"{directory}: expected a perturbation memory, a directory with {NAME}")
+    manifest_of(directory)
     store = DirectoryStore(directory)
-    if say is not None:
-        store.say = say
     store.open()
     try:
         yield store
@@ -44,19 +62,42 @@ def opened(directory: Path, say: Callable[[str], None] | None = None) -> Iterato
         store.close()
 
 
+@contextmanager
+def looked_at(directory: Path) -> Iterator[Looked]:
+    """As :func:`opened`, and nothing but the lock's own file is changed."""
+    manifest = manifest_of(directory)
+    lock = RunLock(directory / "lock", uuid.uuid4().hex)
+    looked = Looked(manifest, [], [])
+    try:
+        for number in range(manifest.shards):
+            path, head = shard_file(directory, manifest, number)
+            try:
+                looked.shards.append(Shard(path, head, new=False))
+            except Unreadable as error:
+                looked.foreign.append(f"{path}: {error}")
+            except FileNotFoundError:
+                continue  # made when it is needed
+        yield looked
+    finally:
+        for shard in looked.shards:
+            shard.close()
+        lock.release()
+
+
 def summary(directory: Path) -> dict[str, Any]:
     """Settings, images, bytes that records take and files have, visits and steps."""
-    with opened(directory) as store:
-        records = list(store.records())
+    with looked_at(directory) as there:
+        records = [record for shard in there.shards for record in shard.records()]
         files = list(directory.glob(f"*{SUFFIX}"))
         visits, steps = [r.visits for r in records], [r.step for r in records]
         return {
             "directory": str(directory),
-            "settings": dict(store.settings or {}),
+            "settings": dict(there.manifest.settings or {}),
             "images": len(records),
-            "bytes": store.nbytes,
+            "bytes": sum(shard.nbytes for shard in there.shards),
             "file_bytes": sum(path.stat().st_size for path in files),
             "shards": len(files),
+            "foreign": there.foreign,
             "set_aside": sorted(path.name for path in directory.glob("*.aside")),
             "visits": {"mean": sum(visits) / len(visits), "most": max(visits)} if visits else None,
             "steps": {"first": min(steps), "last": max(steps)} if steps else None,
@@ -65,17 +106,16 @@ def summary(directory: Path) -> dict[str, Any]:
 
 def verify(directory: Path) -> dict[str, Any]:
     """Read every record, contents and all; ``damaged`` has a line for each that cannot be, and for each file that is no shard."""
-    damaged: list[str] = []
     whole = 0
-    with opened(directory, damaged.append) as store:
-        for shard in store.shards_open:
+    with looked_at(directory) as there:
+        damaged = list(there.foreign)
+        for shard in there.shards:
             for id in list(shard.ids()):
                 try:
                     whole += shard.get(id) is not None
                 except (Unreadable, OSError) as error:
                     damaged.append(str(error))
-        found = len(damaged) + store.counts["damaged"]
-    return {"directory": str(directory), "whole": whole, "damaged": damaged, "count": found}
+    return {"directory": str(directory), "whole": whole, "damaged": damaged, "count": len(damaged)}
 
 
 def compact(directory: Path) -> dict[str, int]:
