@@ -26,14 +26,14 @@ def agree(ours, theirs, rtol):
         assert difference <= rtol * np.linalg.norm(value), (name, difference / np.linalg.norm(value))
 
 
-def full(student, teacher, **changes):
+def full(student, teacher, attack=ATTACK, **changes):
     """Every kind of trainable loss: FGD's and MGD's own layers, align layers, and those of the adversarial branch."""
     losses = [dict(type="FGDLoss", preset="retinanet"), dict(type="MGDLoss")]
     return distiller(
         student,
         teacher_config=wide_neck(teacher),
         losses=losses,
-        adv=dict(beta=1e-5, attack=ATTACK, loss=dict(type="AdvFeatureLoss")),
+        adv=dict(beta=1e-5, attack=attack, loss=dict(type="AdvFeatureLoss")),
         **changes,
     )
 
@@ -45,6 +45,17 @@ def test_gradients_of_two_processes_are_those_of_one(pair):
     assert sum(name.startswith("ikd.adv_loss") for name in alone) >= 4
     for ours in pair.run(work.gradients, config, IDS):
         agree(ours, alone, 1e-5)
+
+
+def test_images_attacked_beforehand_go_to_the_rank_of_their_clean_ones(pair):
+    config = full(fcos(), fcos(12), attack=dict(type="OfflineImages"))
+    alone = work.gradients(config, IDS, adversarial=True)
+    for ours in pair.run(work.gradients, config, IDS, adversarial=True):
+        agree(ours, alone, 1e-5)
+    # Another image's perturbation would be seen.
+    online = work.gradients(full(fcos(), fcos(12)), IDS)
+    layer = next(name for name in alone if name.startswith("ikd.adv_loss"))
+    assert np.linalg.norm(alone[layer] - online[layer]) > 1e-4 * np.linalg.norm(alone[layer])
 
 
 def test_retinanets_normaliser_is_of_one_rank(pair):

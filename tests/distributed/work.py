@@ -54,14 +54,25 @@ def distiller(student: dict, **changes: Any) -> dict:
     return with_ikd(dict(model=student), augment=None, stop_at=None, **changes)["model"]
 
 
-def batch_of(ids: list[int], *, same_boxes: bool = False, empty: bool = False) -> dict:
-    """Drawn images as a loader gives them. ``same_boxes``: those of image 0 on all, so every image has as many positives."""
+def batch_of(
+    ids: list[int], *, same_boxes: bool = False, empty: bool = False, adversarial: bool = False
+) -> dict:
+    """Drawn images as a loader gives them. ``same_boxes``: those of image 0 on all, so every image has as many positives.
+    ``adversarial``: with an image behind each that differs by 8 levels, as LoadAdversarialImage brings it."""
     samples = [sample_of(i, draw(0 if same_boxes else i)[1], (96, 96)) for i in ids]
     if empty:
         for sample in samples:
             sample.gt_instances = sample.gt_instances[:0]
     images = [torch.from_numpy(draw(i)[0].transpose(2, 0, 1).copy()) for i in ids]
+    if adversarial:
+        images = [torch.cat([image, disturbed(image, i)]) for image, i in zip(images, ids, strict=True)]
     return dict(inputs=images, data_samples=samples)
+
+
+def disturbed(image: torch.Tensor, seed: int, eps: int = 8) -> torch.Tensor:
+    """``image`` with eps or -eps at every value, by ``seed`` alone."""
+    signs = torch.randint(0, 2, image.shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+    return (image.int() + eps * signs).clamp(0, 255).to(image.dtype)
 
 
 def mine(ids: list[int]) -> list[int]:

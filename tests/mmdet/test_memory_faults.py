@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -36,10 +37,16 @@ def _no_formatting(monkeypatch):
     close_all()
 
 
+SHARED = "shared"
+KINDS = pytest.mark.parametrize("kind", ["directory", SHARED])
+
+
 def train(root, folder: Path, memory, *hooks) -> tuple[list[str], str]:
-    """Two epochs; what was warned of the memory, and its report, from the log's file."""
+    """Two epochs; what was warned of the memory, and its report, from the log's file. ``memory``: its directory, or ``SHARED``."""
     name = f"{folder.parent.name}-{folder.name}"
     config = config_for(root, memory) | dict(work_dir=str(folder), log_level="INFO", experiment_name=name)
+    if memory == SHARED:
+        config["model"]["adv"]["attack"]["memory"] = dict(shared=True)
     config["train_dataloader"] |= dict(batch_size=4)
     config["default_hooks"]["checkpoint"] = dict(type="CheckpointHook", by_epoch=True, interval=1)
     runner = Runner.from_cfg(Config(config))
@@ -75,9 +82,20 @@ def failing(number: int):
     return fail
 
 
-def test_a_disk_that_is_full_from_the_second_epoch_on(coco_root, tmp_path, monkeypatch) -> None:
+def place_for(kind: str, tmp_path: Path) -> Path | str:
+    return kind if kind == SHARED else tmp_path / "memory"
+
+
+def left_in_shared_memory() -> list[Path]:
+    return list(Path("/dev/shm").glob("ikd_fast-*"))
+
+
+@KINDS
+def test_a_disk_that_is_full_from_the_second_epoch_on(coco_root, tmp_path, monkeypatch, kind: str) -> None:
     full = At(3, lambda: monkeypatch.setattr(shard, "_write", failing(errno.ENOSPC)))
-    warnings, report = train(coco_root, tmp_path / "work", tmp_path / "memory", full)
+    there = left_in_shared_memory()
+    warnings, report = train(coco_root, tmp_path / "work", place_for(kind, tmp_path), full)
+    assert left_in_shared_memory() == there
     (warning,) = warnings
     assert "record not written" in warning
     assert os.strerror(errno.ENOSPC) in warning
@@ -87,10 +105,11 @@ def test_a_disk_that_is_full_from_the_second_epoch_on(coco_root, tmp_path, monke
     assert report.endswith(f"; records {IMAGES} not written")
 
 
-def test_a_disk_that_is_full_from_the_first_record_on(coco_root, tmp_path, monkeypatch) -> None:
+@KINDS
+def test_a_disk_that_is_full_from_the_first_record_on(coco_root, tmp_path, monkeypatch, kind: str) -> None:
     fallocate = os.posix_fallocate
     start = At(0, lambda: monkeypatch.setattr(os, "posix_fallocate", failing(errno.ENOSPC)))
-    warnings, report = train(coco_root, tmp_path / "work", tmp_path / "memory", start)
+    warnings, report = train(coco_root, tmp_path / "work", place_for(kind, tmp_path), start)
     assert os.posix_fallocate is not fallocate
     (warning,) = warnings
     assert "record not written" in warning
@@ -142,6 +161,21 @@ def test_a_directory_that_the_system_refuses(coco_root, tmp_path, monkeypatch, f
     assert report.endswith(f"; records {VISITS} not written")
     # Nothing is left that would trouble the next run.
     warnings, report = train(coco_root, tmp_path / "again", where)
+    assert not warnings
+    assert f"{IMAGES} of {VISITS} visits had a perturbation" in report
+
+
+def test_no_room_in_shared_memory(coco_root, tmp_path, monkeypatch) -> None:
+    """A container gives /dev/shm 64 MB, and its index may be too much."""
+    there = left_in_shared_memory()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "posix_fallocate", failing(errno.ENOSPC))
+        warnings, report = train(coco_root, tmp_path / "work", SHARED)
+    (warning,) = warnings
+    assert re.search(r"/dev/shm/ikd_fast-\w+ cannot be used \(No space left on device\)", warning)
+    assert report.endswith(f"; records {VISITS} not written")
+    assert left_in_shared_memory() == there
+    warnings, report = train(coco_root, tmp_path / "again", SHARED)
     assert not warnings
     assert f"{IMAGES} of {VISITS} visits had a perturbation" in report
 

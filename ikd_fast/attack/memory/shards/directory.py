@@ -376,13 +376,23 @@ class SharedStore(DirectoryStore):
         """Join it, or make it."""
         if self._manifest is None:
             self.directory = self._folder / f"ikd_fast-{self.name or self.run}"
-            super().open()
+            new = not self.directory.exists()
+            try:
+                super().open()
+            except OSError:
+                if new:
+                    self._remove()
+                raise
 
     def close(self) -> None:
         """:meth:`leave` it; the last process removes it."""
         was_open = self.is_open
         self.leave()
-        if was_open and RunLock.alone(self.directory / "lock"):
+        if was_open:
+            self._remove()
+
+    def _remove(self) -> None:
+        if RunLock.alone(self.directory / "lock"):
             shutil.rmtree(self.directory, ignore_errors=True)
 
     def __reduce__(self) -> tuple[Any, ...]:
