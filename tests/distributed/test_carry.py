@@ -46,6 +46,19 @@ def batches(ids: list[int], size: int, epoch: int) -> list[list[int]]:
     return [order[k : k + size] for k in range(0, len(order), size)]
 
 
+def visit(attack: OnlineDIFGSM, part: list[int], epoch: int) -> None:
+    """Attack a batch of these images, each in its own crop and flip."""
+    images, views = torch.zeros(len(part), 3, SIDE, SIDE), []
+    for k, i in enumerate(part):
+        view, (x0, y0, x1, y1), flip = view_of(i, epoch)
+        image = pixels(i)[:, y0:y1, x0:x1]
+        images[k, :, : view.size[0], : view.size[1]] = image.flip(-1) if flip else image
+        views.append(view)
+    attack(
+        lambda x: x, images, torch.tensor(part).float(), image_ids=part, epoch=epoch, sizes=[v.size for v in views], views=views
+    )  # fmt: skip
+
+
 def carried(ids: list[int], size: int, **attack) -> dict[int, tuple[bytes, int, bytes | None]]:
     """What is kept of this rank's images after all epochs: packed perturbation, visits, velocity."""
     attack = OnlineDIFGSM(
@@ -54,15 +67,7 @@ def carried(ids: list[int], size: int, **attack) -> dict[int, tuple[bytes, int, 
     mine = work.mine(ids)
     for epoch in range(EPOCHS):
         for part in batches(mine, size, epoch):
-            images, views = torch.zeros(len(part), 3, SIDE, SIDE), []
-            for k, i in enumerate(part):
-                view, (x0, y0, x1, y1), flip = view_of(i, epoch)
-                image = pixels(i)[:, y0:y1, x0:x1]
-                images[k, :, : view.size[0], : view.size[1]] = image.flip(-1) if flip else image
-                views.append(view)
-            attack(
-                lambda x: x, images, torch.tensor(part).float(), image_ids=part, epoch=epoch, sizes=[v.size for v in views], views=views
-            )  # fmt: skip
+            visit(attack, part, epoch)
     return records(attack.memory, mine)
 
 

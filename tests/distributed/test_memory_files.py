@@ -20,7 +20,7 @@ from ikd_fast.kernels.reference.philox import Stream, draw
 from ikd_fast.mmdet import memory_files
 from tests.distributed import work
 from tests.distributed.pair import Pair
-from tests.distributed.test_carry import SIDE, pixels, view_of, waves
+from tests.distributed.test_carry import visit, waves
 from tests.mmdet.test_memory_files import config_for
 
 from mmengine.dist import get_dist_info
@@ -80,18 +80,6 @@ def store_in(kind: str, folder: str):
     if kind == "directory":
         return DirectoryStore(folder, shards=3, capacity=64, run="a run")
     return HostStore()
-
-
-def visit(attack: OnlineDIFGSM, part: list[int], epoch: int) -> None:
-    images, views = torch.zeros(len(part), 3, SIDE, SIDE), []
-    for n, i in enumerate(part):
-        view, (x0, y0, x1, y1), flip = view_of(i, epoch)
-        image = pixels(i)[:, y0:y1, x0:x1]
-        images[n, :, : view.size[0], : view.size[1]] = image.flip(-1) if flip else image
-        views.append(view)
-    attack(
-        lambda x: x, images, torch.tensor(part).float(), image_ids=part, epoch=epoch, sizes=[v.size for v in views], views=views
-    )  # fmt: skip
 
 
 def visited(kind: str, folder: str, memory: dict, **attack) -> dict:

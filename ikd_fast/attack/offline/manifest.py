@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ikd_fast.files import write_json
+from ikd_fast.files import read_versioned, write_json
 
 from .formats import Format
 
@@ -53,20 +52,12 @@ class SetManifest:
         Raises:
             ValueError: it cannot be read; names the file.
         """
-        path = directory / NAME
-        try:
-            said = json.loads(path.read_text())
-            version = said.pop("version")
-            if version == VERSION:
-                return cls(**{**said, "format": Format.of(said["format"])})
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(
-                f"{path}: expected what `ikd-fast attack` writes ({type(error).__name__}: {error})"
-            ) from None
-        raise ValueError(
-            f"{path}: version {version}, expected {VERSION}; made by another version of ikd_fast"
+        return read_versioned(
+            directory / NAME,
+            "version",
+            VERSION,
+            lambda said: cls(**{**said, "format": Format.of(said["format"])}),
+            "what `ikd-fast attack` writes",
         )
 
     def differences(self, now: SetManifest) -> list[str]:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ikd_fast.files import write_bytes
+from ikd_fast.files import read_versioned, write_bytes
 
 NAME, FORMAT = "memory.json", 1
 
@@ -33,17 +33,11 @@ class Manifest:
         Raises:
             ValueError: it cannot be read; names the file.
         """
-        path = directory / NAME
-        try:
-            found = json.loads(path.read_text())
-            version = found.pop("format")
-            if version == FORMAT:
-                return cls(int(found["shards"]), int(found["capacity"]), found["settings"])
-        except FileNotFoundError:
-            return None
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(
-                f"{path}: expected a perturbation memory's manifest ({type(error).__name__}: {error}). Move the directory away, or "
-                "restore it"
-            ) from None
-        raise ValueError(f"{path}: format {version}, expected {FORMAT}; made by another version of ikd_fast")
+        return read_versioned(
+            directory / NAME,
+            "format",
+            FORMAT,
+            lambda found: cls(int(found["shards"]), int(found["capacity"]), found["settings"]),
+            "a perturbation memory's manifest",
+            ". Move the directory away, or restore it",
+        )
