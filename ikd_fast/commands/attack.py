@@ -224,7 +224,7 @@ def _device(name: str | None, torch: Any) -> str:
     if kind not in ("cpu", "cuda") or (kind == "cuda" and not there):
         have = "cpu, cuda, cuda:1, ..." if there else "cpu: there is no CUDA here"
         raise InputError(f"--device must be one of {have}; got {name!r}", usage=True)
-    return name
+    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if name == "cuda" else name
 
 
 def _progress(rank: int) -> Progress:

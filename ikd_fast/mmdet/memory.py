@@ -154,16 +154,18 @@ def prepare(
     else:
         together(lambda: memory.bind(made))
     forecast = forecast_of(memory, found, resolution)
-    if store is not None and not store.is_open:
-        return f"{describe(forecast, found.unknown, where='')}, of which none is kept"
+    if store is not None:
+        # Every rank asks, also one that the system refused: the others would wait for it.
+        free = room(store) if store.is_open and forecast.images else None
+        together(lambda: memory.require_room(forecast, available=free) if free is not None else None)
+        if not store.is_open:
+            return f"{describe(forecast, found.unknown, where='')}, of which none is kept"
     if not forecast.images:
         return (
             f"perturbation memory: {memory.bits} bits, stride {memory.stride}, {resolution} resolution. Its size is not known: the data "
             "set gives no width and height of its images"
         )
     if store is not None:
-        free = room(store)
-        together(lambda: memory.require_room(forecast, available=free) if free is not None else None)
         text = describe(forecast, found.unknown, where="")
         there = len(store)
         return f"{text}, in {store.directory}" + (

@@ -18,7 +18,7 @@ from ikd_fast.attack.memory.shards import DirectoryStore, SharedStore
 
 from mmdet.registry import HOOKS
 from mmengine.dist import all_gather_object, broadcast_object_list, get_rank
-from mmengine.hooks import Hook
+from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import print_log
 from mmengine.runner import Runner
 
@@ -103,7 +103,8 @@ def store_of(memory: PerturbationMemory | None) -> DirectoryStore | None:
 
 @HOOKS.register_module()
 class MemoryHook(Hook):
-    """Writes what waits before a checkpoint is saved, and names the memory in its meta: ``directory``, ``settings``, ``step``.
+    """Has every rank write what waits before a checkpoint is saved, and names the memory in its meta: ``directory``, ``settings``,
+    ``step``.
 
     A run that is resumed compares the settings, and says how many records are newer than its checkpoint: of a run that was killed.
     They are perturbations all the same, and are used.
@@ -113,6 +114,19 @@ class MemoryHook(Hook):
 
     priority = "VERY_HIGH"
     _loaded: dict[str, Any] | None = None
+
+    def after_train_iter(self, runner: Runner, *_: Any, **__: Any) -> None:
+        if any(_saves(hook, runner) for hook in runner.hooks):
+            self._write(runner)
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        self._write(runner)
+
+    def _write(self, runner: Runner) -> None:
+        # Only the first rank saves, and asks its hooks; the records are all ranks'.
+        store = self._store(runner)
+        if store is not None:
+            together(store.flush)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         store = self._store(runner)
@@ -160,3 +174,11 @@ class MemoryHook(Hook):
         from .memory import memory_of
 
         return store_of(memory_of(_model(runner)))
+
+
+def _saves(hook: Hook, runner: Runner) -> bool:
+    """Whether it will save a checkpoint after this iteration."""
+    if not isinstance(hook, CheckpointHook) or hook.by_epoch:
+        return False
+    last = hook.save_last and hook.is_last_train_iter(runner)
+    return bool(last or hook.every_n_train_iters(runner, hook.interval, hook.save_begin))

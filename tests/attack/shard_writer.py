@@ -1,4 +1,5 @@
-"""``python -m tests.attack.shard_writer DIR SEED SECONDS``: writes and reads at random, and says what it has read.
+"""``python -m tests.attack.shard_writer DIR SEED SECONDS VISITS``: writes and reads at random for so long, and so many visits
+at least, and says what it has read.
 
 Every record is a function of (image, visits), so that a torn or foreign one shows.
 """
@@ -30,13 +31,14 @@ def whole(id: int, found: Record) -> bool:
     return torch.equal(found.delta, record(id, found.visits).delta)
 
 
-def main(directory: str, seed: int, seconds: float) -> dict[str, int]:
+def main(directory: str, seed: int, seconds: float, at_least: int) -> dict[str, int]:
     store = DirectoryStore(directory, shards=2, capacity=256, run="a run")
     store.open()
     rng, end, visits = random.Random(seed), time.monotonic() + seconds, seed << 20
     read = torn = written = 0
+    met: set[int] = set()
     print("begun", flush=True)
-    while time.monotonic() < end:
+    while time.monotonic() < end or written < at_least:
         id = rng.randrange(IMAGES)
         found = store.get(id, CPU)
         if found is not None:
@@ -45,9 +47,14 @@ def main(directory: str, seed: int, seconds: float) -> dict[str, int]:
         visits += 1
         store.put(id, record(id, visits))
         written += 1
+        if id not in met:
+            met.add(id)
+            if len(met) == IMAGES:
+                store.flush()
+                print("each was met", flush=True)
     store.close()
     return {"read": read, "torn": torn, "written": written, **store.counts}
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]))))
+    print(json.dumps(main(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4]))))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import logging
 import os
@@ -10,6 +11,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -17,8 +19,9 @@ import pytest
 import torch
 
 from ikd_fast.attack.memory import MemorySettings, PerturbationMemory, Record, Store, View
-from ikd_fast.attack.memory.shards import DirectoryStore, SharedStore, upkeep
+from ikd_fast.attack.memory.shards import DirectoryStore, SharedStore, run_lock, upkeep
 from ikd_fast.attack.memory.shards.layout import HEAD_BYTES, UNIT, slot_of
+from ikd_fast.attack.memory.shards.run_lock import RunLock
 from ikd_fast.attack.memory.shards.slots import Spares, gaps
 from tests.attack.shard_writer import CPU, IMAGES, record, whole
 
@@ -38,8 +41,9 @@ def filled(directory: Path, visits: int = 1) -> None:
     with_all.close()
 
 
-def writer(directory: Path, seed: int, seconds: float) -> subprocess.Popen:
-    command = [sys.executable, "-m", "tests.attack.shard_writer", str(directory), str(seed), str(seconds)]
+def writer(directory: Path, seed: int, seconds: float, at_least: int = 0) -> subprocess.Popen:
+    numbers = map(str, (seed, seconds, at_least))
+    command = [sys.executable, "-m", "tests.attack.shard_writer", str(directory), *numbers]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
 
 
@@ -121,8 +125,8 @@ def test_spares_by_hand() -> None:
 
 
 def test_three_processes_never_read_a_torn_record(tmp_path) -> None:
-    processes = [writer(tmp_path, seed, 2) for seed in range(3)]
-    told = [json.loads(process.communicate(timeout=60)[0].splitlines()[-1]) for process in processes]
+    processes = [writer(tmp_path, seed, 2, at_least=400) for seed in range(3)]
+    told = [json.loads(process.communicate(timeout=300)[0].splitlines()[-1]) for process in processes]
     for one in told:
         assert one["read"] > 100
         assert one["torn"] == one.get("damaged", 0) == 0
@@ -146,6 +150,7 @@ def test_killed_at_any_moment_the_old_record_or_the_new_one_is_there(tmp_path) -
         processes = [writer(tmp_path, 2 * round + k + 1, 60) for k in range(2)]
         for process in processes:
             assert process.stdout.readline() == "begun\n"
+            assert process.stdout.readline() == "each was met\n"
         time.sleep(0.3 + 0.13 * round)
         for process in processes:
             process.send_signal(signal.SIGKILL)
@@ -274,15 +279,131 @@ def test_a_forked_process_is_one_of_the_run(tmp_path) -> None:
     made.flush()
     worker = os.fork()
     if worker == 0:
-        good = not made.is_open and whole(2, made.get(2, CPU))
-        made.put(3, record(3, 1))
-        made.leave()
-        os._exit(0 if good else 1)
+        good = False
+        try:
+            good = not made.is_open and whole(2, made.get(2, CPU))
+            made.put(3, record(3, 1))
+            made.leave()
+        finally:
+            os._exit(0 if good else 1)  # and not on as a second pytest
     assert os.waitpid(worker, 0)[1] == 0
     assert whole(3, made.get(3, CPU))
     with pytest.raises(RuntimeError, match="another run"):
         store(tmp_path, run="another")
     made.close()
+
+
+def test_one_run_starts_again_where_another_was(tmp_path, monkeypatch) -> None:
+    """Whoever is first holds the lock before it has written its name; until then the last run's stands there."""
+    path = tmp_path / "lock"
+    path.write_text(json.dumps(dict(run="yesterday's", pid=1, host="here")))
+    first = os.open(path, os.O_RDWR)
+    fcntl.flock(first, fcntl.LOCK_EX)
+
+    def be_first() -> None:
+        time.sleep(0.3)
+        name = json.dumps(dict(run="today's", pid=os.getpid(), host="here")).encode()
+        os.pwrite(first, name, 0)
+        os.ftruncate(first, len(name))
+        fcntl.flock(first, fcntl.LOCK_SH)
+
+    thread = threading.Thread(target=be_first)
+    thread.start()
+    monkeypatch.setattr(run_lock, "PATIENCE", 60)
+    second = RunLock(path, "today's")
+    thread.join()
+    assert not second.first
+    monkeypatch.setattr(run_lock, "PATIENCE", 0.1)
+    with pytest.raises(RuntimeError, match=f"another run is using .*process {os.getpid()} on here"):
+        RunLock(path, "tomorrow's")
+    second.release()
+    fcntl.flock(first, fcntl.LOCK_EX)  # at work on it alone
+    with pytest.raises(RuntimeError, match="another run is using"):
+        RunLock(path, "tomorrow's")
+    os.close(first)
+    assert RunLock(path, "tomorrow's").first
+
+
+def test_a_run_that_kept_nothing_binds_no_other(tmp_path) -> None:
+    small = MemorySettings(eps=8, step=2, data="12 images")
+    large = MemorySettings(eps=4, step=4, data="90 images")
+
+    def opened(stride: int, capacity: int) -> PerturbationMemory:
+        return PerturbationMemory(stride=stride, store=store(tmp_path, shards=1, capacity=capacity))
+
+    first = opened(1, 16)
+    first.bind(small)
+    with pytest.raises(ValueError, match="eps: 8 there, 4 now"):
+        first.bind(large)  # whose perturbations are on their way
+    first.close()
+
+    second = opened(2, 128)
+    second.bind(large)
+    for id in range(90):  # more than the first one's index has room for
+        second.put(id, Record((4, 4), 1, 1, torch.full((6,), id, dtype=torch.uint8)))
+    second.store.flush()
+    assert len(second.store) == 90
+    assert not second.store.counts["not written"]
+    second.close()
+
+    third = opened(1, 1024)
+    with pytest.raises(ValueError, match=r"stride: 2 there, 1 now"):
+        third.bind(large)
+    assert third.store.get(89, CPU).delta[0] == 89
+    third.close()
+
+
+def test_a_seed_for_something_else_leaves_the_directory_as_it_was(tmp_path) -> None:
+    class Refusing:
+        def check(self, settings: MemorySettings) -> None:
+            raise ValueError(f"not for eps {settings.eps:g}")
+
+    memory = PerturbationMemory(store=store(tmp_path))
+    memory.seed = Refusing()  # type: ignore[assignment]
+    with pytest.raises(ValueError, match="not for eps 8"):
+        memory.bind(MemorySettings(eps=8, step=2))
+    assert memory.store.settings is None
+    memory.close()
+    assert json.loads((tmp_path / "memory.json").read_text())["settings"] is None
+
+
+@pytest.mark.parametrize("lacks", ["posix_fallocate", "fdatasync"])
+def test_a_system_without_what_files_need(tmp_path, monkeypatch, lacks: str) -> None:
+    monkeypatch.delattr(os, lacks)
+    with pytest.raises(ImportError, match=rf"files need POSIX's {lacks}, .* leave directory and shared out"):
+        DirectoryStore(tmp_path)
+
+
+@pytest.mark.parametrize("holder", [0, 1])
+def test_two_images_of_one_slot(tmp_path, holder: int) -> None:
+    """As an index may be that two machines wrote: the record is its own image's, and stays whole whatever the other does."""
+    made = store(tmp_path, shards=1)
+    for id in (0, 1, 2):
+        made.put(id, record(id, 1))
+    made.flush()
+    (shard,) = made.shards_open
+    other = 1 - holder
+    shard._index.replace(other, shard._index.place(holder))
+    made.close()
+    made = store(tmp_path)
+    assert made.counts["damaged"] == 1
+    assert made.get(other, CPU) is None
+    for visits in range(2, 6):
+        made.put(other, record(other, visits))
+        made.flush()
+    assert made.get(other, CPU).visits == 5
+    assert all(whole(id, made.get(id, CPU)) for id in (holder, 2))
+    made.close()
+
+
+def test_room_is_asked_for_in_the_files_own_words(tmp_path) -> None:
+    memory = PerturbationMemory(store=store(tmp_path))
+    memory.bind(MemorySettings(eps=8, step=2))
+    with pytest.raises(MemoryError) as raised:
+        memory.require_room(memory.forecast([(480, 640)] * 100, resolution="original"), available=1000)
+    memory.close()
+    assert "host memory" not in str(raised.value)
+    assert "give the files more room" in str(raised.value)
 
 
 def test_shards_whose_manifest_is_gone_are_set_aside(tmp_path) -> None:

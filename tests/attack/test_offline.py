@@ -15,7 +15,7 @@ from ikd_fast.analysis.strength.round_trip import published_round_trip
 from ikd_fast.attack import AdversarialSet, OfflineImages, PerturbationMemory, View
 from ikd_fast.attack.memory import MemorySettings
 from ikd_fast.attack.offline import Format, SetManifest
-from ikd_fast.attack.offline.adversarial_set import IMAGES, file_name
+from ikd_fast.attack.offline.adversarial_set import IMAGES, file_name, listed
 from ikd_fast.pixels import PixelUnits
 from tests.distill.nets import Net, batch, class_loss
 
@@ -429,3 +429,12 @@ def test_a_seed_must_be_perturbations_of_the_same_cells(tmp_path) -> None:
     memory.bind(SETTINGS)
     assert memory.fetch([KEY], [View.identity((H, W + 1))], "cpu") == [None]  # an image that has changed
     assert memory.counters["resized"] == 1
+
+
+@pytest.mark.parametrize("name", [".hidden.jpg", "._x.png", "..jpg", "a b.jpg", None])
+def test_every_name_makes_a_file_that_is_found(tmp_path: Path, name: str | None) -> None:
+    """A dot in front is for files in the making."""
+    (tmp_path / IMAGES).mkdir()
+    path = tmp_path / IMAGES / file_name(KEY, name, ".png")
+    path.write_bytes(b"x")
+    assert list(listed(tmp_path, ".png")) == [(KEY, path)]

@@ -400,3 +400,23 @@ def test_a_full_disk_is_foreseen(attack, tmp_path, monkeypatch) -> None:
     said = " ".join(found.stderr.split())
     assert "12 files of about" in said
     assert "Write --packed" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "rank", "expected"),
+    [
+        (None, "3", "cuda:3"),
+        ("cuda", "3", "cuda:3"),
+        ("cuda", None, "cuda:0"),
+        ("cuda:1", "3", "cuda:1"),
+        ("cpu", "3", "cpu"),
+    ],
+)
+def test_each_process_has_its_own_gpu(monkeypatch, name: str | None, rank: str | None, expected: str) -> None:
+    from ikd_fast.commands import attack
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if rank is not None:
+        monkeypatch.setenv("LOCAL_RANK", rank)
+    assert attack._device(name, torch) == expected

@@ -20,6 +20,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 WORLD = 2
+START_SECONDS = 180
+"""Importing mmdet in each takes ten times as long beside other work; where it passes, the limit costs nothing."""
 COLLECTIVE_TIMEOUT = datetime.timedelta(seconds=50)
 
 
@@ -87,7 +89,7 @@ class Pair:
         """``function(*args, **kwargs)`` in every process; results by rank. A hang fails ``limit`` + 5 seconds after they started it."""
         if not self.processes:
             self._start()
-            self._answers("start", 60)
+            self._answers("start", START_SECONDS)
         for tasks in self.tasks:
             tasks.put((function.__module__, function.__name__, args, kwargs, limit))
         return self._answers(function.__name__, limit + 5)

@@ -46,10 +46,10 @@ def torchrun(*arguments, processes=2):
     ]
     command += ["--master-port", str(free_port()), *map(str, arguments)]
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=85)
+        return subprocess.run(command, capture_output=True, text=True, timeout=240)
     except subprocess.TimeoutExpired as error:
         pytest.fail(
-            f"{' '.join(map(str, arguments))} did not end in 85 s; it said\n{(error.stderr or b'')[-3000:]!r}"
+            f"{' '.join(map(str, arguments))} did not end in 240 s; it said\n{(error.stderr or b'')[-3000:]!r}"
         )
 
 
@@ -91,7 +91,7 @@ with leaving_together():
     tensor.kept = "by gloo's thread, until it gets the interpreter"
     work = dist.all_reduce(tensor, async_op=True)
     del tensor, work
-    sum(range(20_000_000))  # the collective ends meanwhile, and its thread waits
+    sum(range(10_000_000))  # the collective ends meanwhile, and its thread waits
 assert not dist.is_initialized()
 """
 """Where nobody waits for gloo's threads one of the two or both end by SIGABRT, most of the times."""
@@ -105,7 +105,7 @@ def _leave(wrapped):
         for rank in (0, 1)
     ]
     try:
-        return [(process.communicate(timeout=60)[1], process.returncode) for process in processes]
+        return [(process.communicate(timeout=240)[1], process.returncode) for process in processes]
     finally:
         for process in processes:
             process.kill()

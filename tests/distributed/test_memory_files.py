@@ -199,6 +199,67 @@ def trained(config: dict, folder: str, kind: Callable[[], None], ranks: list[int
         return work.train(config, folder, hooks=(Look(),)) | dict(counters=counters)
 
 
+def refused_training(config: dict, folder: str, rank: int) -> tuple[int, bool, str]:
+    """A training whose directory the system refuses to one rank: iterations, whether this rank used it, and its log."""
+    error = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+    used = []
+
+    class Look(Hook):
+        def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
+            used.append(work.plain(runner.model).ikd.attack.memory.store.is_open)
+
+    def refuse(self) -> None:
+        raise error
+
+    keep = DirectoryStore.open
+    if get_dist_info()[0] == rank:
+        DirectoryStore.open = refuse
+    try:
+        rows = work.train(config, folder, hooks=(Look(),))["rows"]
+    finally:
+        DirectoryStore.open = keep
+    return len(rows), all(used), "".join(path.read_text() for path in Path(folder).glob("*/*.log"))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_training_goes_on_where_the_system_refuses_one_rank(pair, coco_root, tmp_path, rank: int) -> None:
+    config = config_for(coco_root, tmp_path / "memory") | dict(log_level="INFO")
+    config["train_dataloader"] |= dict(batch_size=3)
+    config["default_hooks"]["checkpoint"] = dict(type="CheckpointHook", by_epoch=False, interval=2)
+    told = pair.run(refused_training, config, str(tmp_path / "work"), rank, limit=100)
+    assert [rows for rows, _, _ in told] == [4, 4]
+    assert [used for _, used, _ in told] == [rank == 1, rank == 0]
+    log = told[0][2]
+    assert f"cannot be used ({os.strerror(errno.EMFILE)}). Training goes on without it" in log or (
+        "rank 1: " in log and "records not written. Training goes on" in log
+    )
+    assert "; records 12 not written" in log
+
+
+def found_at_checkpoints(config: dict, folder: str) -> list[tuple[int, int]]:
+    """Iterations at which a checkpoint was saved, and records in the files then: of both ranks, where each writes slowly."""
+    found = []
+
+    class Look(Hook):
+        def before_save_checkpoint(self, runner, checkpoint) -> None:
+            found.append((runner.iter + 1, len(work.plain(runner.model).ikd.attack.memory.store)))
+
+    with disk(slower):
+        work.train(config, folder, hooks=(Look(),))
+    return found
+
+
+@pytest.mark.parametrize("by_epoch", [False, True])
+def test_a_checkpoint_waits_for_every_ranks_records(pair, coco_root, tmp_path, by_epoch: bool) -> None:
+    config = config_for(coco_root, tmp_path / "memory")
+    config["train_dataloader"] |= dict(batch_size=3)
+    config["default_hooks"]["checkpoint"] = dict(type="CheckpointHook", by_epoch=by_epoch, interval=1)
+    first, other = pair.run(found_at_checkpoints, config, str(tmp_path / "work"), limit=100)
+    assert other == []
+    images = [12] if by_epoch else [6, 12]
+    assert [count for _, count in first][: len(images)] == images
+
+
 def test_in_a_runner_an_epoch_begins_with_what_all_ranks_wrote(pair, coco_root, tmp_path) -> None:
     """Images change ranks between epochs, and none is met cold twice, however slow the disk is."""
     config = config_for(coco_root, tmp_path / "memory")

@@ -119,12 +119,13 @@ class PerturbationMemory:
                     "this run's. Give this run a memory of its own, or the settings it was made with"
                 )
             now = {name: there.get(name) if value == "" else value for name, value in now.items()}
-        self._codes = DeltaCodes.of(settings.eps, settings.step, self.bits)
-        self.store.settings = now
-        self.settings = MemorySettings(**{name: now.get(name, "") for name in settings.as_dict()})
+        codes = DeltaCodes.of(settings.eps, settings.step, self.bits)
+        bound = MemorySettings(**{name: now.get(name, "") for name in settings.as_dict()})
         if self.seed is not None:
-            self.seed.check(self.settings)
-        return self._codes
+            self.seed.check(bound)
+        self.store.settings = now
+        self.settings, self._codes = bound, codes
+        return codes
 
     def fetch(
         self, ids: Sequence[int], views: Sequence[View], device: torch.device | str
@@ -257,8 +258,9 @@ class PerturbationMemory:
         ranks = f" for each of {copies} ranks of this machine" if copies > 1 else ""
         if share < 1:
             ranks = f", {human(forecast.bytes * share)} of it{ranks}"
+        needed = forecast.told("" if self._in_files else " of host memory")
         raise MemoryError(
-            f"perturbation memory: {forecast} are needed{ranks}, {human(min(limits))} may be taken. "
+            f"perturbation memory: {needed} are needed{ranks}, {human(min(limits))} may be taken. "
             f"{self._advice(forecast, min(limits) / share)}"
         )
 
@@ -269,13 +271,17 @@ class PerturbationMemory:
         if not fitting:
             return (
                 "No number of bits and no stride fits: write attack=dict(type='OnlineDIFGSM', mode='single'), which keeps nothing, or "
-                "give the process more memory"
+                + ("give the files more room" if self._in_files else "give the process more memory")
             )
         lines = [
             f"    memory=dict(bits={bits}, stride={stride}, resolution={name!r})  # {human(size)}{self._step_for(bits)}"
             for size, (bits, stride, name) in fitting
         ]
         return "These settings fit:\n" + "\n".join(lines)
+
+    @property
+    def _in_files(self) -> bool:
+        return isinstance(self.store, DirectoryStore)
 
     def _step_for(self, bits: int) -> str:
         """What else to write where the bound step does not survive so few levels."""

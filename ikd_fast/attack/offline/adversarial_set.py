@@ -118,8 +118,9 @@ def file_name(key: int, name: str | None, suffix: str) -> str:
     >>> file_name(0x2A, "/data/coco/train2017/000000000009.jpg", ".png")
     '000000000009.000000000000002a.png'
     """
-    stem = PurePath(name).stem.encode()[:MAX_STEM].decode(errors="ignore") if name else "image"
-    return f"{stem}.{key & IDS:016x}{suffix}"
+    # A name that begins with a dot is that of a file in the making.
+    stem = PurePath(name).stem.lstrip(".").encode()[:MAX_STEM].decode(errors="ignore") if name else ""
+    return f"{stem or 'image'}.{key & IDS:016x}{suffix}"
 
 
 def listed(directory: Path, suffix: str) -> Iterable[tuple[int, Path]]:

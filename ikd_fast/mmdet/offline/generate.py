@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import socket
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -34,6 +35,7 @@ from .images import Image, TrainingImages, file_size
 from .strength import PARTS, Strength, merged
 
 LOCK = ".lock"
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,9 @@ class Processes:
             )
         if count == 1:
             return cls(run=f"process {os.getpid()}")
-        run = f"{env.get('TORCHELASTIC_RUN_ID')} {env.get('MASTER_ADDR')}:{env.get('MASTER_PORT')}"
+        run = f"{env.get('TORCHELASTIC_RUN_ID')} {env['MASTER_ADDR']}:{env['MASTER_PORT']}"
+        if env["MASTER_ADDR"] in LOOPBACK:
+            run += f" {socket.gethostname()}"  # torchrun's own address, the same on every machine
         return cls(int(env["RANK"]), count, run)
 
 

@@ -157,12 +157,32 @@ class DirectoryStore:
             for path in sorted(self.directory.glob(f"*{SUFFIX}")):
                 self._set_aside(path, f"a shard without {NAME}")
             manifest.write(self.directory)
-        for number in range(manifest.shards):
-            self._shards.append(self._open_shard(manifest, number, lock.first))
+        self._open_shards(manifest, lock.first)
         if lock.first:
             self.counts["damaged"] += sum(shard.recover() for shard in self._shards)
+            if there is not None and not len(self):
+                manifest = self._made_anew(manifest)
             lock.opened()
         return manifest
+
+    def _made_anew(self, manifest: Manifest) -> Manifest:
+        """For any settings, and with room for this run's images, where an earlier run kept nothing."""
+        if manifest.capacity < self.capacity:
+            paths = [shard.path for shard in self._shards]
+            self._close_shards()
+            for path in paths:
+                path.unlink()
+            manifest = Manifest(self.shards, self.capacity)
+            manifest.write(self.directory)
+            self._open_shards(manifest, first=True)
+        elif manifest.settings is not None:
+            manifest = replace(manifest, settings=None)
+            manifest.write(self.directory)
+        return manifest
+
+    def _open_shards(self, manifest: Manifest, first: bool) -> None:
+        for number in range(manifest.shards):
+            self._shards.append(self._open_shard(manifest, number, first))
 
     @property
     def is_open(self) -> bool:

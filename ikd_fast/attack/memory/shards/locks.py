@@ -17,11 +17,13 @@ except ImportError:  # Windows
 
 def require_locks() -> None:
     """Raises:
-    ImportError: the system has no POSIX locks.
+    ImportError: the system has no POSIX locks (Windows), or cannot reserve room in a file (macOS).
     """
-    if fcntl is None:
+    lacks = [name for name in ("posix_fallocate", "fdatasync") if not hasattr(os, name)]
+    if fcntl is None or lacks:
         raise ImportError(
-            "perturbations in files need POSIX file locks, which this system has not; leave directory and shared out of memory=dict(...)"
+            f"perturbations in files need POSIX's {'file locks' if fcntl is None else ' and '.join(lacks)}, which this system has not; "
+            "leave directory and shared out of memory=dict(...)"
         )
 
 

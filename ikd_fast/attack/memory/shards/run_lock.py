@@ -12,6 +12,8 @@ from weakref import WeakSet
 from .locks import fcntl
 
 WAIT_SECONDS = 60.0
+PATIENCE = 2.0
+"""Seconds after which another run's name counts: whoever is first may not have written its own yet."""
 _HELD: WeakSet[RunLock] = WeakSet()
 
 
@@ -54,7 +56,7 @@ class RunLock:
         _HELD.add(self)
 
     def _enter(self) -> bool:
-        end = time.monotonic() + WAIT_SECONDS
+        begun = time.monotonic()
         while True:
             if self._try(fcntl.LOCK_EX):
                 told = {"run": self.run, "pid": os.getpid(), "host": socket.gethostname()}
@@ -68,10 +70,11 @@ class RunLock:
                 if there.get("run") == self.run:
                     return False
                 fcntl.flock(self._fd, fcntl.LOCK_UN)
-                raise self._refusal(there)
-            # Somebody is alone with it: of this run, and will share it in a moment, or at work on it.
-            there = self._told()
-            if there.get("run") not in (None, self.run) or time.monotonic() > end:
+            else:
+                # Somebody is alone with it: of this run, and will share it in a moment, or at work on it.
+                there = self._told()
+            own = there.get("run") in (None, self.run)
+            if time.monotonic() - begun > (WAIT_SECONDS if own else PATIENCE):
                 raise self._refusal(there)
             time.sleep(0.02)
 

@@ -154,14 +154,30 @@ class Shard:
         if not start <= end or end % UNIT:
             end = size // UNIT * UNIT
             struct.pack_into("<Q", self._map, END_AT, end)
-        images = {slot_of(place): id for id, place in self._index.items()}
+        images: dict[tuple[int, int], list[int]] = {}
+        for id, place in self._index.items():
+            images.setdefault(slot_of(place), []).append(id)
         free, wrong = gaps(images, start // UNIT, end // UNIT)
-        for slot in wrong:
-            self._index.replace(images[slot], 0)
+        lost = [id for slot in wrong for id in images[slot]]
+        # Of images that share a slot, it is the one's whose record lies there.
+        lost += [
+            id for slot, ids in images.items() if len(ids) > 1 and slot not in wrong
+            for id in ids if not self._holds(slot, id)
+        ]  # fmt: skip
+        for id in lost:
+            self._index.replace(id, 0)
         self._spares = Spares()
         for unit, units in free:
             self._spares.give(unit, units)
-        return len(wrong)
+        return len(lost)
+
+    def _holds(self, slot: tuple[int, int], id: int) -> bool:
+        unit, units = slot
+        try:
+            decode_entry(id, os.pread(self._fd, RECORD_HEAD, unit * UNIT), units * UNIT)
+        except Unreadable:
+            return False
+        return True
 
     def records(self) -> Iterator[Entry]:
         """What the heads of all records say; those that cannot be read are left out."""

@@ -53,8 +53,8 @@ def opened(directory: Path) -> Iterator[DirectoryStore]:
         RuntimeError: a run is using it.
         OSError: it cannot be opened.
     """
-    manifest_of(directory)
-    store = DirectoryStore(directory)
+    manifest = manifest_of(directory)
+    store = DirectoryStore(directory, shards=manifest.shards, capacity=manifest.capacity)
     store.open()
     try:
         yield store
