@@ -144,11 +144,12 @@ sys.exit(main([]))
 
 
 @pytest.mark.slow
-def test_every_kernel_passes_for_one_target() -> None:
-    done = _run([*MODULE, "--json", "--target", "sm_90"])
+def test_operations_pass_for_one_target() -> None:
+    """Three of them; all, for every target and under both Tritons, are `make kernels`, which fails where one does."""
+    operations = ["masked_l2", "add_noise", "apply_delta"]
+    done = _run([*MODULE, "--json", "--target", "sm_90", "--op", *operations])
     assert done.returncode in (0, 1), done.stderr
     found = json.loads(done.stdout)
-    assert found["uncovered"] == []
     assert [(row["kernel"], row["cases"][0], row["problems"]) for row in found["rows"] if not row["ok"]] == []
     assert found["ok"]
     assert done.returncode == 0
